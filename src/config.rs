@@ -1,0 +1,158 @@
+//! The configuration: the file's shape, and the validated [`Config`] made from it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use url::Url;
+
+use crate::profile::Provider;
+
+/// A whole configuration that cannot hold nonsense. Made once by [`load`]; there is no later check.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The files it was read from, in order.
+    pub files: Vec<PathBuf>,
+    /// `[daemon]`.
+    pub daemon: Daemon,
+    /// `refresh.max-in-flight`: requests in flight at once, over all providers.
+    pub max_in_flight: usize,
+    /// `[maintenance]`.
+    pub maintenance: Maintenance,
+    /// `[outbound]`.
+    pub outbound: Outbound,
+    /// `[provider.NAME]`, by name.
+    pub providers: BTreeMap<String, Provider>,
+    /// `[app.NAME]`, by name.
+    pub apps: BTreeMap<String, App>,
+}
+
+/// `[daemon]`: where things are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// Holds the database, the keyring and the lock.
+    pub state_dir: PathBuf,
+    /// The shared socket.
+    pub socket: PathBuf,
+    /// The admin socket.
+    pub admin_socket: PathBuf,
+    /// The directory of the apps' own sockets, `/run/freshd/app` by default.
+    pub app_socket_dir: PathBuf,
+    /// The key file, used unless the systemd credential `freshd.key` is there.
+    pub key_file: PathBuf,
+    /// Whether a missing key may be made on the first run: without root, in the demo.
+    pub make_key: bool,
+    /// Size of the cache of ready answers, in bytes; 0 is off.
+    pub cache_bytes: usize,
+    /// `log-users`: how user names appear in logs.
+    pub log_users: LogUsers,
+    /// `log-level`: `error`, `warn`, `info`, `debug` or `trace`.
+    pub log_level: String,
+    /// How many days an unanswered revocation is tried.
+    pub revocation_days: u32,
+}
+
+/// How user names appear in logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogUsers {
+    /// As they are.
+    Plain,
+    /// As a short keyed hash.
+    Hash,
+}
+
+/// `[maintenance]`: cron expressions in UTC, six fields (seconds first).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maintenance {
+    /// When the query planner's statistics are renewed; `None` is never.
+    pub optimize: Option<String>,
+    /// When old fingerprints, activity and ended revocations are purged; `None` is never.
+    pub purge: Option<String>,
+}
+
+/// `[outbound]`: how requests leave the host. Environment proxies are ignored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outbound {
+    /// An HTTP proxy for every request.
+    pub proxy: Option<Url>,
+    /// PEM certificates trusted in addition to the system's.
+    pub ca_bundle: Option<PathBuf>,
+}
+
+/// `[app.NAME]`: who may do what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct App {
+    /// Who the app is.
+    pub peer: AppPeer,
+    /// Its one namespace.
+    pub namespace: String,
+    /// The providers it may use; `None` means all (`["*"]`).
+    pub providers: Option<Vec<String>>,
+    /// What it may do.
+    pub may: Verbs,
+    /// Whether its reads keep users awake.
+    pub counts_as_activity: bool,
+}
+
+/// How an app is told from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AppPeer {
+    /// By the uid at the other end of the shared socket (`unix-user` is resolved when loading).
+    Uid(u32),
+    /// By a primary or supplementary group of the peer.
+    Gid(u32),
+    /// By a socket of its own, at this path.
+    Socket(PathBuf),
+}
+
+/// What an app may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verbs {
+    /// Read tokens and state, refresh by generation, note activity.
+    pub read: bool,
+    /// Bring in grants.
+    pub import: bool,
+    /// Delete grants and revoke them at the provider.
+    pub revoke: bool,
+    /// Start logins.
+    pub authorize: bool,
+}
+
+/// Where the configuration is looked for, and what is there by default.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// `freshd.toml`; `conf.d/*.toml` beside it is read too.
+    pub file: PathBuf,
+    /// Defaults of `[daemon]`.
+    pub daemon: Daemon,
+}
+
+impl Defaults {
+    /// The system's directories, for root and for systemd system services (`/etc`, `/var/lib`, `/run`).
+    pub fn system() -> Self {
+        todo!()
+    }
+    /// The XDG directories, for everybody else.
+    pub fn user(env: &dyn Fn(&str) -> Option<String>) -> Self {
+        let _ = env;
+        todo!()
+    }
+}
+
+/// One thing wrong with the configuration: which file, which key, which value, which rule.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}: {key} {message}", file = file.display())]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// The key, dotted: `provider.hubspot.margin`.
+    pub key: String,
+    /// The value and the rule. Never a secret.
+    pub message: String,
+}
+
+/// Reads and validates the configuration.
+pub fn load(file: &Path, defaults: &Defaults) -> Result<Config, Vec<ConfigError>> {
+    let _ = (file, defaults, Duration::ZERO);
+    todo!()
+}

@@ -1,0 +1,139 @@
+//! What the routes ask of the daemon.
+//!
+//! The routes know HTTP, peers and rules; the daemon knows grants. This trait is
+//! the line between them, on this side of it because imports point inward.
+
+use std::future::Future;
+use std::time::Duration;
+
+use super::types::{
+    Changed, GrantList, GrantView, ImportAnswer, ImportRequest, Problem, ProviderList, Status,
+    UserView,
+};
+use crate::refresh::grant::GrantKey;
+use crate::refresh::time::UnixTime;
+use crate::refresh::token::AccessToken;
+
+/// A request for an access token.
+#[derive(Clone, Debug)]
+pub struct TokenRequest {
+    /// Whose, and where.
+    pub key: GrantKey,
+    /// A token with less than this left is refreshed first.
+    pub min_ttl: Duration,
+    /// How long the caller waits for that.
+    pub wait: Duration,
+    /// Whether this read keeps the user awake.
+    pub counts_as_activity: bool,
+}
+
+/// An access token to answer with.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// The token.
+    pub access_token: AccessToken,
+    /// Its type.
+    pub token_type: String,
+    /// When it ends.
+    pub expires_at: Option<UnixTime>,
+    /// The granted scope.
+    pub scope: Option<String>,
+    /// Its generation.
+    pub generation: u64,
+    /// The moment it was read at, from which `expires_in` counts.
+    pub now: UnixTime,
+}
+
+/// What is to be paused or resumed.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// One grant.
+    Grant(GrantKey),
+    /// Every grant of a user.
+    User {
+        /// The namespace.
+        namespace: String,
+        /// The user.
+        user: String,
+    },
+    /// A provider, for all its grants at once.
+    Provider(String),
+}
+
+/// Which grants to list.
+#[derive(Clone, Debug, Default)]
+pub struct ListRequest {
+    /// Only this namespace.
+    pub namespace: Option<String>,
+    /// Only this user.
+    pub user: Option<String>,
+    /// Only `active`, `paused` or `needs-authorization`.
+    pub state: Option<String>,
+    /// Only this provider.
+    pub provider: Option<String>,
+    /// Only grants whose scope lacks this one.
+    pub missing_scope: Option<String>,
+    /// Where the last page ended.
+    pub cursor: Option<String>,
+    /// At most this many; the route clamps it to 1..=1000.
+    pub limit: usize,
+}
+
+/// The daemon, as the routes see it. Every error is a ready [`Problem`].
+///
+/// The callers were authorized by the routes; nothing here checks a peer again.
+pub trait Keeper: Send + Sync + 'static {
+    /// Reads a token, refreshing first where DESIGN's table says so.
+    fn token(&self, request: TokenRequest) -> impl Future<Output = Result<Token, Problem>> + Send;
+    /// "The API refused `generation`": refreshes if it is the current one, else answers the current token.
+    /// `generation: None` means whatever is current. `request.min_ttl` is ignored.
+    fn refresh(
+        &self,
+        request: TokenRequest,
+        generation: Option<u64>,
+    ) -> impl Future<Output = Result<Token, Problem>> + Send;
+    /// Imports what an app already has.
+    fn import(
+        &self,
+        key: GrantKey,
+        tokens: ImportRequest,
+        replace: bool,
+        hold: bool,
+    ) -> impl Future<Output = Result<ImportAnswer, Problem>> + Send;
+    /// One grant's state.
+    fn grant(&self, key: GrantKey) -> impl Future<Output = Result<GrantView, Problem>> + Send;
+    /// A user's state. A user without grants is 404.
+    fn user(
+        &self,
+        namespace: String,
+        user: String,
+    ) -> impl Future<Output = Result<UserView, Problem>> + Send;
+    /// Deletes a grant and revokes it at its provider.
+    fn delete(&self, key: GrantKey) -> impl Future<Output = Result<Changed, Problem>> + Send;
+    /// Deletes all grants of a user at the `providers` given (`None`: all).
+    fn delete_user(
+        &self,
+        namespace: String,
+        user: String,
+        providers: Option<Vec<String>>,
+    ) -> impl Future<Output = Result<Changed, Problem>> + Send;
+    /// The user is back: resumes, and refreshes what is stale.
+    fn activity(
+        &self,
+        namespace: String,
+        user: String,
+    ) -> impl Future<Output = Result<UserView, Problem>> + Send;
+    /// Pauses by an admin's will.
+    fn pause(&self, target: Target) -> impl Future<Output = Result<Changed, Problem>> + Send;
+    /// Resumes what is paused for whatever reason, held imports and stopped providers included.
+    fn resume(&self, target: Target) -> impl Future<Output = Result<Changed, Problem>> + Send;
+    /// Lists grants.
+    fn list(&self, request: ListRequest)
+    -> impl Future<Output = Result<GrantList, Problem>> + Send;
+    /// How the daemon fares.
+    fn status(&self) -> impl Future<Output = Result<Status, Problem>> + Send;
+    /// The providers.
+    fn providers(&self) -> impl Future<Output = Result<ProviderList, Problem>> + Send;
+    /// Whether the daemon is alive: scheduler and writer both make progress.
+    fn healthy(&self) -> impl Future<Output = Result<(), Problem>> + Send;
+}

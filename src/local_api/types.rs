@@ -1,0 +1,260 @@
+//! The API's shapes, shared by the server and `freshctl`. No field here is a secret but where it says so.
+
+use serde::{Deserialize, Serialize};
+
+/// The answer of the token route: RFC 6749 §5.1 without the refresh token. Holds a secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenAnswer {
+    /// The access token. Secret.
+    pub access_token: String,
+    /// `Bearer`, mostly.
+    pub token_type: String,
+    /// Whole seconds left, counted when the answer was made; absent where nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<u64>,
+    /// The same moment in RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+    /// The granted scope.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// Counts this grant's token sets; give it back when an API refuses the token.
+    pub generation: u64,
+    /// Whose grant.
+    pub user: String,
+    /// Where.
+    pub provider: String,
+    /// Which of the user's accounts there; left out when empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub account: String,
+}
+
+/// The state of one grant, without secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantView {
+    /// The namespace.
+    pub namespace: String,
+    /// Whose grant.
+    pub user: String,
+    /// Where.
+    pub provider: String,
+    /// Which account; left out when empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub account: String,
+    /// `active`, `paused` or `needs-authorization`.
+    pub state: String,
+    /// Why, where it is not active.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Since when it has this state (RFC 3339).
+    pub since: String,
+    /// Counts its token sets.
+    pub generation: u64,
+    /// When the access token ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+    /// When something will next be done about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<String>,
+    /// Whether there is a refresh token.
+    pub has_refresh_token: bool,
+    /// The granted scope.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// When its tokens last came in by import.
+    pub imported_at: String,
+    /// When a refresh last succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refreshed_at: Option<String>,
+    /// When an attempt last ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempted_at: Option<String>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last failure's code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
+    /// Refreshes in a row that nobody read.
+    pub unused_refreshes: u32,
+}
+
+/// One user's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserView {
+    /// The namespace.
+    pub namespace: String,
+    /// The user.
+    pub user: String,
+    /// The last counted read or activity note.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_active_at: Option<String>,
+    /// The user's grants.
+    pub grants: Vec<GrantView>,
+}
+
+/// The body of an import: RFC 6749 §5.1 members and two moments. Unknown members are ignored. Holds secrets.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct ImportRequest {
+    /// Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_token: Option<String>,
+    /// Secret. Enough on its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token: Option<String>,
+    /// `Bearer` where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_type: Option<String>,
+    /// Seconds, a number or a string; counts from `obtained_at`, and without that from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<serde_json::Value>,
+    /// RFC 3339, or seconds since the epoch. Wins over `expires_in`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<serde_json::Value>,
+    /// RFC 3339, or seconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obtained_at: Option<serde_json::Value>,
+    /// A string, or an array of strings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<serde_json::Value>,
+}
+
+/// What became of an import.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportAnswer {
+    /// `created`, `replaced` or `unchanged`.
+    pub result: String,
+    /// The grant now.
+    pub grant: GrantView,
+}
+
+/// The body of `POST …/refresh`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefreshRequest {
+    /// The generation whose access token an API refused. Left out: whatever is current.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+}
+
+/// A page of grants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantList {
+    /// The grants, by row number.
+    pub grants: Vec<GrantView>,
+    /// Give it back as `cursor` for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// How many grants of a provider have a state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountView {
+    /// The provider.
+    pub provider: String,
+    /// The state.
+    pub state: String,
+    /// The reason; empty for active ones.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// How many.
+    pub grants: u64,
+}
+
+/// One provider, as configured and as it fares.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProviderView {
+    /// Its name.
+    pub name: String,
+    /// The profile it uses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Where refresh requests go.
+    pub token_endpoint: String,
+    /// Where revocations go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revocation_endpoint: Option<String>,
+    /// `none`, `overlap`, `grace`, `strict`, `periodic` or `unknown`.
+    pub rotation: String,
+    /// The margin in seconds.
+    pub margin: f64,
+    /// `running`, `cooling-down`, `paused`, `stopped`, or `not-configured` for grants whose provider has left the configuration.
+    pub state: String,
+    /// Why, where it is not running.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Since when, or until when for a cool-down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Attempts in flight.
+    pub in_flight: usize,
+    /// Grants by state.
+    pub grants: Vec<CountView>,
+}
+
+/// A page of providers: all of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProviderList {
+    /// By name.
+    pub providers: Vec<ProviderView>,
+}
+
+/// How the daemon fares.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// freshd's version.
+    pub version: String,
+    /// When it started.
+    pub started_at: String,
+    /// `running` or `draining`.
+    pub state: String,
+    /// The configuration files in use.
+    pub config: Vec<String>,
+    /// Why the last reload was refused; absent when it was taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reload_error: Option<String>,
+    /// All grants by state and provider.
+    pub grants: Vec<CountView>,
+    /// Each provider.
+    pub providers: Vec<ProviderView>,
+    /// Attempts in flight, over all providers.
+    pub in_flight: usize,
+    /// The next moment at which something is due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_due_at: Option<String>,
+    /// Token sets held in memory because the disk refused them.
+    pub held: usize,
+    /// Revocations that wait for their provider.
+    pub revocations: u64,
+    /// `ok`, or why the store can't be written now.
+    pub store: String,
+}
+
+/// How many grants a bulk verb changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The number of grants.
+    pub changed: u64,
+}
+
+/// An error (RFC 9457, `application/problem+json`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Stable: `urn:freshd:needs-authorization`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The same for every problem of this type.
+    pub title: String,
+    /// The HTTP status code.
+    pub status: u16,
+    /// What happened this time, and what to do next.
+    pub detail: String,
+    /// Why the grant is as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Since when (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Whole seconds after which trying again makes sense; also the `Retry-After` header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
+}

@@ -1,0 +1,216 @@
+//! One grant: its identity, its standing, and what each event does to it.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::policy::{self, Policy};
+use super::replay::{self, Replay};
+use super::time::UnixTime;
+use super::token::TokenSet;
+use super::token_response::{Outcome, Refusal};
+
+/// Names one grant: what one user gave us at one provider.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GrantKey {
+    /// Keeps apart apps that both have a user "42".
+    pub namespace: String,
+    /// The app's own opaque name for the resource owner.
+    pub user: String,
+    /// The configured provider's name.
+    pub provider: String,
+    /// Tells two grants of one user at one provider apart; mostly empty.
+    pub account: String,
+}
+
+impl GrantKey {
+    /// Returns `provider`, or `provider:account` where there is an account.
+    pub fn provider_and_account(&self) -> String {
+        if self.account.is_empty() {
+            self.provider.clone()
+        } else {
+            format!("{}:{}", self.provider, self.account)
+        }
+    }
+
+    /// Returns a number in 0.0..1.0 that is always the same for this key (FNV-1a, 64 bit).
+    pub fn fraction(&self) -> f64 {
+        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+        for part in [&self.namespace, &self.user, &self.provider, &self.account] {
+            for byte in part.as_bytes().iter().chain(&[0xff]) {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        }
+        (hash >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// A grant's row number in the store; never used again for another grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GrantId(pub i64);
+
+/// What people and providers decided about a grant. Separate from whether an attempt runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Refreshed when due.
+    Active,
+    /// Not refreshed until something resumes it.
+    Paused(PauseReason),
+    /// Only the user can mend it, by authorizing again.
+    NeedsAuthorization(NeedsReason),
+}
+
+/// Why a grant is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseReason {
+    /// No counted read or activity note came for `inactive-after`.
+    Inactive,
+    /// `max-unused-refreshes` refreshes in a row were read by nobody.
+    Unused,
+    /// An admin paused it.
+    Admin,
+    /// It was imported with `hold` and waits to be released.
+    Held,
+    /// A sealed value of it does not open.
+    Quarantined,
+}
+
+/// Why a grant needs authorization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NeedsReason {
+    /// The server refused a refresh token that we had presented once only:
+    /// the user or the provider revoked it, or another program used it.
+    RevokedOrUsedElsewhere,
+    /// The server refused a refresh token whose earlier use has no known outcome:
+    /// it had probably been replaced by one that never reached us.
+    LostRotation,
+    /// The access token ended and there is no refresh token.
+    NoRefreshToken,
+}
+
+impl Standing {
+    /// Returns `active`, `paused` or `needs-authorization`: the wire's `state`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Standing::Active => "active",
+            Standing::Paused(_) => "paused",
+            Standing::NeedsAuthorization(_) => "needs-authorization",
+        }
+    }
+
+    /// Returns the reason's name on the wire and in the store, empty for `active`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Standing::Active => "",
+            Standing::Paused(reason) => match reason {
+                PauseReason::Inactive => "inactive",
+                PauseReason::Unused => "unused",
+                PauseReason::Admin => "admin",
+                PauseReason::Held => "held",
+                PauseReason::Quarantined => "quarantined",
+            },
+            Standing::NeedsAuthorization(reason) => match reason {
+                NeedsReason::RevokedOrUsedElsewhere => "revoked-or-used-elsewhere",
+                NeedsReason::LostRotation => "lost-rotation (probable)",
+                NeedsReason::NoRefreshToken => "no-refresh-token",
+            },
+        }
+    }
+
+    /// Every standing there is, in the order of severity.
+    pub const ALL: [Standing; 9] = [
+        Standing::Active,
+        Standing::Paused(PauseReason::Inactive),
+        Standing::Paused(PauseReason::Unused),
+        Standing::Paused(PauseReason::Admin),
+        Standing::Paused(PauseReason::Held),
+        Standing::Paused(PauseReason::Quarantined),
+        Standing::NeedsAuthorization(NeedsReason::RevokedOrUsedElsewhere),
+        Standing::NeedsAuthorization(NeedsReason::LostRotation),
+        Standing::NeedsAuthorization(NeedsReason::NoRefreshToken),
+    ];
+
+    /// Reads the two names that [`Standing::name`] and [`Standing::reason`] give.
+    pub fn from_names(name: &str, reason: &str) -> Option<Standing> {
+        Standing::ALL.into_iter().find(|s| s.name() == name && s.reason() == reason)
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reason() {
+            "" => f.write_str(self.name()),
+            reason => write!(f, "{} ({reason})", self.name()),
+        }
+    }
+}
+
+/// Says that a refresh token left, or was about to leave, without an outcome on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// When the first of these requests was about to leave.
+    pub first_sent_at: UnixTime,
+    /// How many requests with this refresh token have no known outcome.
+    pub presented: u32,
+}
+
+/// What is known of a grant's access token, without the token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessFacts {
+    /// The token type as the server wrote it.
+    pub token_type: String,
+    /// When the access token was obtained.
+    pub obtained_at: UnixTime,
+    /// When it expires; `None` where nobody knows, and then it is served as it is.
+    pub expires_at: Option<UnixTime>,
+}
+
+impl AccessFacts {
+    /// Returns the lifetime it was issued with.
+    pub fn lifetime(&self) -> Option<Duration> {
+        Some(self.expires_at?.since(self.obtained_at))
+    }
+
+    /// Returns whether the token still lives at `now`.
+    pub fn lives(&self, now: UnixTime) -> bool {
+        self.expires_at.is_none_or(|at| at > now)
+    }
+}
+
+/// One grant as the store holds it, without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The row's number.
+    pub id: GrantId,
+    /// Whose grant it is, and where.
+    pub key: GrantKey,
+    /// Counts every write to the row; a newer version wins in memory.
+    pub version: u64,
+    /// Counts committed token sets, from 1; never goes back (I3).
+    pub generation: u64,
+    /// What people and providers decided about it.
+    pub standing: Standing,
+    /// Since when it has this standing.
+    pub standing_since: UnixTime,
+    /// The access token's facts, if there is one.
+    pub access: Option<AccessFacts>,
+    /// Whether there is a refresh token.
+    pub has_refresh_token: bool,
+    /// The granted scope.
+    pub scope: Option<String>,
+    /// The next moment at which anything must happen to it.
+    pub due_at: Option<UnixTime>,
+    /// When its tokens last came in by import.
+    pub imported_at: UnixTime,
+    /// When a refresh last succeeded.
+    pub refreshed_at: Option<UnixTime>,
+    /// When an attempt last ended, whatever its outcome.
+    pub attempted_at: Option<UnixTime>,
+    /// Failures in a row since the last success.
+    pub failures: u32,
+    /// A short code of the last failure (`http-503`, `connect`, `invalid_grant`); never a server's own text.
+    pub last_failure: Option<String>,
+    /// Refreshes in a row that nobody read.
+    pub unused_refreshes: u32,
+    /// A request of unknown fate, if any.
+    pub mark: Option<Mark>,
+}

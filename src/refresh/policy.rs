@@ -1,0 +1,136 @@
+//! Due times: margin, jitter, floor, backoff and `Retry-After`.
+
+use std::time::Duration;
+
+use super::grant::GrantKey;
+use super::time::UnixTime;
+
+/// Whether and how an authorization server replaces refresh tokens.
+///
+/// Decides what happens to a refresh token of unknown fate; see [`super::replay`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// The refresh token stays the same.
+    None,
+    /// The old refresh token lives until the new one is used, or for hours.
+    Overlap,
+    /// The old refresh token may be presented again for this long after its first use.
+    Grace(Duration),
+    /// The old refresh token dies at once; presenting it again may revoke the family.
+    Strict,
+    /// The refresh token is replaced now and then.
+    Periodic,
+    /// Nobody has said. Counts as rotating.
+    Unknown,
+}
+
+impl Rotation {
+    /// Returns whether a refresh token may be spent by its use, so that a mark is due before it is sent.
+    pub fn rotates(self) -> bool {
+        self != Rotation::None
+    }
+
+    /// Returns the name the configuration uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rotation::None => "none",
+            Rotation::Overlap => "overlap",
+            Rotation::Grace(_) => "grace",
+            Rotation::Strict => "strict",
+            Rotation::Periodic => "periodic",
+            Rotation::Unknown => "unknown",
+        }
+    }
+}
+
+/// What the core needs to know about one provider to schedule its grants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How long before expiry a refresh is due.
+    pub margin: Duration,
+    /// The shortest time between two attempts at one grant.
+    pub floor: Duration,
+    /// How the server treats used refresh tokens.
+    pub rotation: Rotation,
+    /// A user without a counted read or activity note for this long is inactive.
+    pub inactive_after: Duration,
+    /// A grant rests after this many refreshes in a row that nobody read.
+    pub max_unused_refreshes: u32,
+    /// The access token's lifetime where the server does not say it.
+    pub default_lifetime: Option<Duration>,
+    /// After this long without use the server forgets the refresh token.
+    pub refresh_token_idle_lifetime: Option<Duration>,
+    /// Whether a paused grant is refreshed shortly before its refresh token dies of disuse.
+    pub keep_alive: bool,
+}
+
+/// Returns when the access token should be refreshed.
+///
+/// `expires_in` counts from `received_at` (RFC 6749 §5.1). A `margin` longer
+/// than half the lifetime is cut to half, so a short-lived token never spins.
+/// Returns `None` if the authorization server sent no `expires_in`.
+pub fn refresh_at(
+    expires_in: Option<Duration>,
+    received_at: UnixTime,
+    margin: Duration,
+) -> Option<UnixTime> {
+    let expires_in = expires_in?;
+    Some(received_at + (expires_in - cut(margin, expires_in)))
+}
+
+/// Returns when a token obtained at `obtained_at` that ends at `expires_at` is due,
+/// this grant's jitter included.
+///
+/// The jitter is a tenth of the (cut) margin at most, derived from the grant's key, so it is the
+/// same after a restart, and it only ever makes the refresh earlier.
+pub fn due_at(
+    key: &GrantKey,
+    obtained_at: UnixTime,
+    expires_at: UnixTime,
+    margin: Duration,
+) -> UnixTime {
+    let lifetime = expires_at.since(obtained_at);
+    let margin = cut(margin, lifetime);
+    let jitter = margin.mul_f64(0.1 * key.fraction());
+    expires_at - margin - jitter
+}
+
+fn cut(margin: Duration, lifetime: Duration) -> Duration {
+    margin.min(lifetime / 2)
+}
+
+/// The first retry comes this long after a failure; each further one doubles it.
+const BACKOFF_BASE: Duration = Duration::from_secs(2);
+/// No retry of a transient failure waits longer than this.
+pub const BACKOFF_CAP: Duration = Duration::from_secs(5 * 60);
+/// No retry of an unexplained refusal waits longer than this.
+pub const REFUSED_BACKOFF_CAP: Duration = Duration::from_secs(60 * 60);
+/// A caller that waits for an expired token shortens the backoff to this.
+pub const DEMAND_RETRY: Duration = Duration::from_secs(5);
+/// `Retry-After` is believed up to here; a longer one is cut, so that a typing error can't silence a provider for a year.
+pub const RETRY_AFTER_CAP: Duration = Duration::from_secs(60 * 60);
+
+/// Returns how long to wait after the `failures`-th failure in a row (1 is the first).
+///
+/// Exponential up to `cap`, then spread over its upper half by `random`, so
+/// that grants which failed together don't come back together.
+pub fn backoff(failures: u32, cap: Duration, random: u64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let full = BACKOFF_BASE.saturating_mul(1 << doublings).min(cap);
+    let fraction = (random >> 11) as f64 / (1u64 << 53) as f64;
+    full / 2 + (full / 2).mul_f64(fraction)
+}
+
+/// Reads a `Retry-After` value (RFC 9110 §10.2.3): seconds, or an HTTP date, clamped to [`RETRY_AFTER_CAP`].
+///
+/// Returns `None` for anything else. A date in the past means now.
+pub fn retry_after(value: &str, now: UnixTime) -> Option<Duration> {
+    let value = value.trim();
+    let wait = if let Ok(secs) = value.parse::<u64>() {
+        Duration::from_secs(secs)
+    } else {
+        let date = jiff::fmt::rfc2822::parse(value).ok()?;
+        UnixTime::from_millis(date.timestamp().as_millisecond()).since(now)
+    };
+    Some(wait.min(RETRY_AFTER_CAP))
+}

@@ -1,0 +1,3 @@
+//! replay
+/// placeholder
+pub enum Replay {}

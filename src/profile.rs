@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::refresh::pacing::Pace;
 use crate::refresh::policy::Policy;
 use crate::refresh::token::ClientSecret;
 
@@ -43,15 +44,6 @@ pub struct Registration {
     pub connect_timeout: Duration,
     /// How long a whole request may take.
     pub deadline: Duration,
-}
-
-/// How fast one provider may be asked.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    /// Requests in flight at once.
-    pub max_in_flight: usize,
-    /// Requests per second; `None` means no limit of ours.
-    pub rate: Option<f64>,
 }
 
 /// One provider, validated.

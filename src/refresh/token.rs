@@ -78,7 +78,11 @@ mod tests {
             refresh_token: Some(RefreshToken::new("canary-refresh")),
             scope: None,
         };
-        let shown = format!("{set:?} {:#?} {:?}", set, ClientSecret::new("canary-secret"));
+        let shown = format!(
+            "{set:?} {:#?} {:?}",
+            set,
+            ClientSecret::new("canary-secret")
+        );
         assert!(!shown.contains("canary"), "{shown}");
         assert!(shown.contains("redacted"));
     }

@@ -177,6 +177,12 @@ impl Horizon {
         }
     }
 
+    /// Forgets the demands that no attempt has begun for, and returns them.
+    pub fn take_demands(&mut self) -> Vec<GrantId> {
+        self.demanded_at.clear();
+        std::mem::take(&mut self.demanded).into_values().collect()
+    }
+
     /// An attempt has ended, with what its row is now.
     pub fn handle_end(&mut self, id: GrantId, row: Option<Due>) {
         if self.in_flight.remove(&id) {

@@ -12,7 +12,8 @@ use super::file::{Files, io_words, show};
 use super::load::{count, path};
 use super::shape::{Length, ProviderShape, RefreshShape, SecretShape};
 use super::value::{self, Rule, show_duration};
-use crate::profile::{ClientAuth, PROFILES, Pace, Provider, Registration, check_endpoint};
+use crate::profile::{ClientAuth, PROFILES, Provider, Registration, check_endpoint};
+use crate::refresh::pacing::Pace;
 use crate::refresh::policy::{Policy, Rotation};
 use crate::refresh::token::ClientSecret;
 

@@ -8,6 +8,10 @@ use clap_complete::Shell;
 use super::failure::EXIT_CODES;
 
 const ABOUT: &str = "Looks after freshd: what it keeps fresh, for whom, and what it cannot";
+const STATUS_HELP: &str = "\
+Exit code 0: all is well. 1: something needs attention: a provider does not run, grants need authorization, \
+the store cannot be written, a reload was refused. A cool-down ends by itself and is no trouble.";
+const GLOBAL: &str = "Options of every command";
 const PROVIDER: &str = "The provider's name, or provider:account";
 
 /// The whole command line.
@@ -26,26 +30,27 @@ pub struct Cli {
 #[derive(Args, Clone, Debug)]
 pub struct Global {
     /// Prints the daemon's JSON instead of text for people
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     /// The namespace that the users are in (default: the daemon's default; in lists: all)
-    #[arg(long, global = true, value_name = "NS", value_parser = name)]
+    #[arg(long, global = true, value_name = "NS", value_parser = name, help_heading = GLOBAL)]
     pub namespace: Option<String>,
     /// The daemon's socket: the admin one, or for what it allows a shared or app one [env: FRESHD_SOCKET] [default: the configured admin socket]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
     pub socket: Option<PathBuf>,
     /// The configuration file
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub config: Option<PathBuf>,
     /// Prints without colours, as the environment variable NO_COLOR does
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub no_color: bool,
 }
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Says whether all is well, and if not, whom it concerns and what to do (exit code 1)
+    /// Says whether all is well, and if not, whom it concerns and what to do 
+    #[command(after_help = STATUS_HELP)]
     Status,
     /// Lists grants
     Grants(Grants),
@@ -213,12 +218,11 @@ pub struct Import {
 }
 
 const JSONL_HELP: &str = "\
-The JSON has the members of a token response (RFC 6749, 5.1): access_token, refresh_token, token_type,
-expires_in, scope; and expires_at or obtained_at. A refresh_token alone is enough. With --jsonl each
-line also has user and provider, and may have account and namespace.
+The JSON has the members of a token response (RFC 6749, 5.1), and expires_at or obtained_at. \
+A refresh_token alone is enough. With --jsonl each line also has user and provider, and may have account and namespace.
 
-An import can be run again: grants that are there are `unchanged`. Lines that are not taken are told by
-number, the others go on; the exit code is 0 if all were taken and 1 if not.";
+An import can be run again: grants that are there are unchanged. \
+Lines that are not taken are told by number, the others go on; the exit code is 0 if all were taken and 1 if not.";
 
 /// `release`.
 #[derive(Args, Debug)]

@@ -5,65 +5,30 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use serde::Deserialize;
 use tokio::task::JoinSet;
 
 use super::Session;
 use super::args::Import;
-use super::client::{Call, CallError, Client};
+use super::call_error::CallError;
+use super::client::{Call, Client};
 use super::failure::{Exit, Failure};
-use super::import::{self, Entry, Malformed, OBJECT_LIMIT};
-use super::output::{count, escape};
-use super::report::{Checkpoint, Record, Report};
+use super::import::{self, Entry};
+use super::lines::read_lines;
+use super::report::Record;
+use super::tally::{Place, Tally, place};
 
 /// Requests in flight at once, each on a connection of its own.
 const IN_FLIGHT: usize = 16;
-/// Lines read ahead of what is sent.
-const READ_AHEAD: usize = 64;
 /// A request is sent so often before the import stops: about a minute, where the daemon names no time.
 const TRIES: u32 = 10;
 /// No pause between two tries is longer, whatever the daemon asks for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// So many lines are told of on standard error; the report has them all.
-const TOLD: u64 = 20;
-
-/// One line of the input.
-struct Line {
-    number: u64,
-    /// How far into the input it ends, in bytes.
-    end: u64,
-    /// `None` where it is longer than any token set.
-    text: Option<Vec<u8>>,
-}
-
-/// How many lines became what.
-#[derive(Default, Serialize)]
-struct Totals {
-    lines: u64,
-    created: u64,
-    replaced: u64,
-    unchanged: u64,
-    not_taken: u64,
-    /// Of those not taken: the ones that could not be read.
-    malformed: u64,
-    /// Taken by the run whose report was given.
-    skipped: u64,
-}
-
-/// Keeps count, and tells what was not taken.
-struct Tally {
-    totals: Totals,
-    report: Option<Report>,
-    taken: Checkpoint,
-    bar: ProgressBar,
-}
 
 /// Imports every line of `file`.
 pub(super) async fn import(
@@ -72,31 +37,12 @@ pub(super) async fn import(
     file: &Path,
 ) -> Result<Exit, Failure> {
     let (input, size) = open(session, file)?;
-    let (report, taken) = match (&args.report, &args.resume_from) {
-        (Some(path), _) => (Some(Report::create(path)?), Checkpoint::new()),
-        (None, Some(path)) => {
-            let (report, taken) = Report::resume(path)?;
-            (Some(report), taken)
-        }
-        (None, None) => (None, Checkpoint::new()),
-    };
-    let bar = progress(session.console.terminals.stderr, size);
-    let mut tally = Tally {
-        totals: Totals::default(),
-        report,
-        taken,
-        bar,
-    };
+    session.client.reach().await?;
+    let mut tally = Tally::new(args, session.console.terminals.stderr, size)?;
     let ended = fly_all(session, args, input, &mut tally).await;
-    tally.bar.finish_and_clear();
-    let totals = &tally.totals;
-    if session.look.json {
-        session.console.print_json(totals)?;
-    } else {
-        session.console.print(&summary(totals))?;
-    }
+    tally.summary(session)?;
     ended?;
-    Ok(if totals.not_taken == 0 {
+    Ok(if tally.totals.not_taken == 0 {
         Exit::Ok
     } else {
         Exit::Attention
@@ -127,85 +73,6 @@ fn open(
     Ok((Box::new(opened), size))
 }
 
-/// A bar where the size is known, a counter where not, nothing where nobody watches.
-fn progress(terminal: bool, size: Option<u64>) -> ProgressBar {
-    if !terminal {
-        return ProgressBar::hidden();
-    }
-    let (bar, shape) = match size {
-        Some(size) => (
-            ProgressBar::new(size),
-            "{bar:30} {percent}% {msg}, {eta} left",
-        ),
-        None => (ProgressBar::new_spinner(), "{spinner} {msg}"),
-    };
-    bar.with_style(
-        ProgressStyle::with_template(shape).expect("the templates above are well-formed"),
-    )
-}
-
-fn summary(totals: &Totals) -> String {
-    let mut text = format!(
-        "{}: {} created, {} replaced, {} unchanged, {} not taken",
-        count(totals.lines, "line"),
-        totals.created,
-        totals.replaced,
-        totals.unchanged,
-        totals.not_taken
-    );
-    if totals.malformed > 0 {
-        text.push_str(&format!(" ({} malformed)", totals.malformed));
-    }
-    if totals.skipped > 0 {
-        text.push_str(&format!(", {} skipped", totals.skipped));
-    }
-    text.push('\n');
-    text
-}
-
-/// Reads lines on a thread of its own, so that a slow input holds up no request.
-///
-/// The thread ends with the input, or at the first line that nobody wants any more.
-fn read_lines(input: Box<dyn Read + Send>) -> mpsc::Receiver<io::Result<Line>> {
-    let (sender, receiver) = mpsc::channel(READ_AHEAD);
-    std::thread::spawn(move || {
-        let mut input = BufReader::with_capacity(1 << 16, input);
-        let (mut number, mut end) = (0, 0);
-        loop {
-            let line = match read_line(&mut input) {
-                Ok(None) => return,
-                Ok(Some((length, text))) => {
-                    number += 1;
-                    end += length;
-                    Ok(Line { number, end, text })
-                }
-                Err(error) => Err(error),
-            };
-            let last = line.is_err();
-            if sender.blocking_send(line).is_err() || last {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
-/// Reads one line and its length; the text is `None` for one that is too long.
-fn read_line(input: &mut impl BufRead) -> io::Result<Option<(u64, Option<Vec<u8>>)>> {
-    let mut text = Vec::new();
-    let length = input
-        .take(OBJECT_LIMIT as u64 + 1)
-        .read_until(b'\n', &mut text)?;
-    if length == 0 {
-        return Ok(None);
-    }
-    if length <= OBJECT_LIMIT || text.ends_with(b"\n") {
-        return Ok(Some((length as u64, Some(text))));
-    }
-    let rest = input.skip_until(b'\n')?;
-    Ok(Some(((length + rest) as u64, None)))
-}
-
 /// What came back for one line.
 struct Landed {
     record: Record,
@@ -214,8 +81,6 @@ struct Landed {
     /// Why the whole import stops, if so.
     stop: Option<CallError>,
 }
-
-type Place = (Option<String>, String, String);
 
 /// Sends every line; two for one grant never fly together, so that the later one wins.
 async fn fly_all(
@@ -268,14 +133,6 @@ async fn fly_all(
             },
         }
     }
-}
-
-fn place(entry: &Entry) -> Place {
-    (
-        entry.namespace.clone(),
-        entry.user.clone(),
-        entry.provider.clone(),
-    )
 }
 
 /// The failure of an import that could not go on.
@@ -377,102 +234,4 @@ fn without_secrets(detail: String, entry: &Entry) -> String {
         .fold(detail, |detail, secret| {
             detail.replace(secret.as_str(), "[redacted]")
         })
-}
-
-impl Tally {
-    /// Takes one line in: returns what is to be sent, or counts what isn't.
-    fn look_at(
-        &mut self,
-        session: &mut Session<'_, '_>,
-        line: Line,
-    ) -> Result<Option<(u64, Entry)>, Failure> {
-        self.bar.set_position(line.end);
-        if line
-            .text
-            .as_ref()
-            .is_some_and(|text| text.trim_ascii().is_empty())
-        {
-            return Ok(None);
-        }
-        self.totals.lines += 1;
-        let read = match &line.text {
-            Some(text) => import::line(text),
-            None => Err(Malformed {
-                user: None,
-                provider: None,
-                why: format!("longer than {OBJECT_LIMIT} bytes, so it is no token set"),
-            }),
-        };
-        let number = line.number;
-        match read {
-            Ok(entry) if self.taken.get(&number) == Some(&place(&entry)) => {
-                self.totals.skipped += 1;
-                Ok(None)
-            }
-            Ok(entry) => Ok(Some((number, entry))),
-            Err(Malformed {
-                user,
-                provider,
-                why,
-            }) => {
-                self.totals.malformed += 1;
-                let (result, kind) = ("not-taken".to_owned(), Some("malformed".to_owned()));
-                let detail = Some(why);
-                let record = Record {
-                    line: number,
-                    namespace: None,
-                    user,
-                    provider,
-                    result,
-                    kind,
-                    detail,
-                };
-                self.count(session, record)?;
-                Ok(None)
-            }
-        }
-    }
-
-    fn count(&mut self, session: &mut Session<'_, '_>, record: Record) -> Result<(), Failure> {
-        match record.result.as_str() {
-            "created" => self.totals.created += 1,
-            "replaced" => self.totals.replaced += 1,
-            "unchanged" => self.totals.unchanged += 1,
-            _ => {
-                self.totals.not_taken += 1;
-                self.tell(session, &record);
-            }
-        }
-        let totals = &self.totals;
-        self.bar.set_message(format!(
-            "{} lines, {} not taken",
-            totals.lines, totals.not_taken
-        ));
-        match &mut self.report {
-            Some(report) => report.add(&record),
-            None => Ok(()),
-        }
-    }
-
-    fn tell(&self, session: &mut Session<'_, '_>, record: &Record) {
-        let console = &mut *session.console;
-        self.bar.suspend(|| match self.totals.not_taken {
-            n if n > TOLD + 1 => {}
-            n if n == TOLD + 1 => {
-                console.note("more lines were not taken; --report FILE has them all")
-            }
-            _ => {
-                let detail = record.detail.as_deref().unwrap_or_default();
-                let kind = record
-                    .kind
-                    .as_deref()
-                    .map(|kind| format!(" ({})", escape(kind)));
-                console.note(&format!(
-                    "line {}: {detail}{}",
-                    record.line,
-                    kind.unwrap_or_default()
-                ));
-            }
-        });
-    }
 }

@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 
 use super::Session;
 use super::args::{Release, Target};
-use super::client::{Call, Client, grant_path, provider_path, user_path};
+use super::call_error::CallError;
+use super::client::{Answer, Call, Client, grant_path, provider_path, user_path};
 use super::failure::{Exit, Failure};
 use super::grants::{PAGE, provider_and_account, user_text};
 use super::output::{count, escape};
@@ -223,15 +224,14 @@ async fn release_page(client: &Arc<Client>, grants: Vec<GrantView>) -> Result<u6
     Ok(released)
 }
 
-type Flight =
-    Result<Result<super::client::Answer, super::client::CallError>, tokio::task::JoinError>;
+type Flight = Result<Result<Answer, CallError>, tokio::task::JoinError>;
 
 /// Counts what one resume changed. A grant that is gone meanwhile counts nothing.
 fn landed(flight: Option<Flight>) -> Result<u64, Failure> {
     match flight {
         None => Ok(0),
         Some(Err(_)) => Err(Failure::new(Exit::Internal, "a request ended unexpectedly")),
-        Some(Ok(Err(super::client::CallError::Refused(problem)))) if problem.status == 404 => Ok(0),
+        Some(Ok(Err(CallError::Refused(problem)))) if problem.status == 404 => Ok(0),
         Some(Ok(answer)) => Ok(answer?.read::<Changed>()?.changed),
     }
 }

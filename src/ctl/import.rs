@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::Session;
 use super::args::{self, Import};
-use super::client::{Call, CallError, grant_path};
+use super::call_error::CallError;
+use super::client::{Call, grant_path};
 use super::failure::{Exit, Failure};
 use super::output::{escape, exact};
 use crate::local_api::types::{ImportAnswer, ImportRequest, Problem};

@@ -8,25 +8,28 @@
 //! | module | has |
 //! |---|---|
 //! | `args` | the command line |
-//! | `socket`, `client` | where the daemon is, and requests to it |
+//! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
 //! | `status`, `grants`, `token`, `control` | the commands that ask the daemon |
-//! | `import`, `bulk`, `report` | imports: one, many, and what became of each |
+//! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
 //! | `local`, `wiring` | the commands that need no daemon |
 
 mod args;
 mod bulk;
+mod call_error;
 mod client;
 mod console;
 mod control;
 mod failure;
 mod grants;
 mod import;
+mod lines;
 mod local;
 mod output;
 mod report;
 mod socket;
 mod status;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod token;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Exit, Failure};
+use super::tally::Place;
 
 /// What became of one line. Never holds a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +41,7 @@ pub(super) struct Report {
 }
 
 /// Whose line was taken, by its number.
-pub(super) type Checkpoint = HashMap<u64, (Option<String>, String, String)>;
+pub(super) type Checkpoint = HashMap<u64, Place>;
 
 impl Report {
     /// Makes a new report of mode 0600: it names users.
@@ -125,7 +126,7 @@ fn checkpoint(file: &File, path: &Path) -> Result<Checkpoint, Failure> {
             return Ok(taken);
         }
         number += 1;
-        match serde_json::from_slice::<Record>(&text) {
+        match serde_json::from_slice::<Record>(text.trim_ascii_end()) {
             Ok(Record {
                 line,
                 namespace,

@@ -135,10 +135,7 @@ fn facts(look: Look, status: &Status, now: Option<UnixTime>) -> String {
         ("version", status.version.clone()),
         ("running since", exact(&status.started_at, now)),
         ("configuration", status.config.join(" ")),
-        (
-            "in flight",
-            count(status.in_flight as u64, "refresh").replace("refreshs", "refreshes"),
-        ),
+        ("in flight", count(status.in_flight as u64, "request")),
         (
             "next due",
             relative_or_dash(status.next_due_at.as_deref(), now),

@@ -1,1 +1,5 @@
-//! demo
+//! `freshd demo`
+
+pub mod authorization_server;
+pub mod client;
+pub mod families;

@@ -27,6 +27,9 @@ struct Arguments {
 enum Command {
     /// Shows the main job in a temporary directory, with an authorization server of its own
     Demo {
+        /// The demo authorization server's port on 127.0.0.1 [default: any free one]
+        #[arg(long)]
+        port: Option<u16>,
         /// Ends by itself after this long, with a summary: 60s, 2m
         #[arg(long = "for", value_name = "TIME", value_parser = duration)]
         for_: Option<Duration>,
@@ -34,7 +37,7 @@ enum Command {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    freshd::config::parse_duration(text)
+    freshd::config::positive_duration(text)
 }
 
 fn main() -> ExitCode {
@@ -48,7 +51,9 @@ fn main() -> ExitCode {
         }
     };
     match arguments.command {
-        Some(Command::Demo { for_ }) => freshd::demo::main(freshd::demo::Options { for_ }),
+        Some(Command::Demo { for_, port }) => {
+            freshd::demo::main(freshd::demo::Options { for_, port })
+        }
         None => freshd::daemon::service::main(arguments.config.as_deref()),
     }
 }

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::output::{Look, escape};
-use super::wiring;
 use crate::config::{self, ConfigError, Defaults};
+use crate::store::Kek;
 
 /// Checks the configuration and says what it means, or everything that is wrong with it.
 pub(super) fn check_config(
@@ -17,15 +17,16 @@ pub(super) fn check_config(
     look: Look,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
+    let env = console.env;
+    let env = |name: &str| env(name).and_then(|value| value.into_string().ok());
     let defaults = if console.root {
-        Defaults::system()
+        Defaults::system(&env)
     } else {
-        let env = console.env;
-        Defaults::user(&|name| env(name).and_then(|value| value.into_string().ok()))
+        Defaults::user(&env)
     };
     let loaded = config::load(file.unwrap_or(&defaults.file), &defaults);
     say_checked(
-        loaded.map(|config| wiring::describe(&config)),
+        loaded.map(|config| config::describe(&config)),
         look,
         console,
     )
@@ -60,7 +61,7 @@ pub(super) fn generate_key(
     look: Look,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    wiring::write_new_key(file).map_err(|error| {
+    Kek::generate().write_new(file).map_err(|error| {
         let mut message = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {

@@ -12,7 +12,7 @@
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
 //! | `status`, `grants`, `token`, `control` | the commands that ask the daemon |
 //! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
-//! | `local`, `wiring` | the commands that need no daemon |
+//! | `local` | the commands that need no daemon |
 
 mod args;
 mod bulk;
@@ -33,7 +33,6 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod token;
-mod wiring;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};

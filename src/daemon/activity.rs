@@ -52,9 +52,9 @@ impl Activity {
             });
             // The clock may have been set back: the newest note rules.
             entry.at = now;
-            let stale = entry.written_at.is_none_or(|at| {
-                now.since(at) >= self.written_every || at > now
-            });
+            let stale = entry
+                .written_at
+                .is_none_or(|at| now.since(at) >= self.written_every || at > now);
             if stale {
                 entry.written_at = Some(now);
             }

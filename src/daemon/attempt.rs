@@ -17,7 +17,7 @@ use crate::refresh::horizon::Due;
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
 use crate::refresh::token_response::Outcome;
-use crate::store::{Attemptable, Cas, Failure, Readable, StoreError};
+use crate::store::{Attemptable, Cas, Failure, Readable, StoreError, TokenCommit};
 
 /// What an attempt is wanted for.
 #[derive(Clone, Copy)]
@@ -80,7 +80,8 @@ impl Attempt {
         };
         // Held until the outcome is on disk (I1, I2).
         let _slot = self.shared.slots.acquire(&grant.key).await;
-        let Some(attemptable) = self.shared.store.attemptable(self.wanted.id).await? else {
+        let (store, now) = (&self.shared.store, self.shared.clock.now());
+        let Some(attemptable) = store.attemptable(self.wanted.id, now).await? else {
             return Ok((None, Ended::NoToken));
         };
         let Attemptable {
@@ -111,8 +112,11 @@ impl Attempt {
                 None => Ok(self.quarantined(&grant)),
             },
             Step::Wait(at) => {
-                let waits = self.shared.store.set_due(grant.id, Some(at)).await?;
-                Ok(self.wrote(waits))
+                let waits = self
+                    .shared
+                    .store
+                    .set_due(grant.id, grant.generation, Some(at));
+                Ok(self.wrote(applied(waits.await?)))
             }
             Step::Pause(reason, due_at) => {
                 let standing = Standing::Paused(reason);
@@ -204,12 +208,7 @@ impl Attempt {
     }
 
     /// Commits a token set; while the disk refuses it, it is held: served, and written again until it sticks (I2).
-    async fn commit(
-        &self,
-        grant: &Grant,
-        tokens: Arc<TokenSet>,
-        due_at: Option<UnixTime>,
-    ) -> Done {
+    async fn commit(&self, grant: &Grant, tokens: Arc<TokenSet>, due_at: Option<UnixTime>) -> Done {
         let shared = &self.shared;
         let unused = if shared.activity.take_read(grant.id) {
             0
@@ -221,15 +220,16 @@ impl Attempt {
             let at = shared.clock.now();
             let committed = shared
                 .store
-                .commit_tokens(
-                    grant.id,
-                    grant.generation,
-                    tokens.clone(),
+                .commit_tokens(TokenCommit {
+                    id: grant.id,
+                    provider: grant.key.provider.clone(),
+                    presented_generation: grant.generation,
+                    tokens: tokens.clone(),
                     due_at,
-                    grant.standing,
-                    unused,
+                    standing: grant.standing,
+                    unused_refreshes: unused,
                     at,
-                )
+                })
                 .await;
             match committed {
                 Ok(Cas::Applied(after)) => {
@@ -310,10 +310,7 @@ impl Attempt {
             .store
             .record_failure(grant.id, grant.generation, failure)
             .await?;
-        Ok(match recorded {
-            Cas::Applied(grant) => self.wrote(Some(grant)),
-            Cas::Lost => (None, Ended::NoToken),
-        })
+        Ok(self.wrote(applied(recorded)))
     }
 
     async fn set_standing(
@@ -406,6 +403,13 @@ impl Attempt {
             account = %grant.key.account, reason = Standing::NeedsAuthorization(reason).reason(), code,
             "needs-authorization"
         );
+    }
+}
+
+fn applied(cas: Cas) -> Option<Grant> {
+    match cas {
+        Cas::Applied(grant) => Some(grant),
+        Cas::Lost => None,
     }
 }
 

@@ -113,7 +113,14 @@ impl Shard {
         self.bytes += bytes;
         self.order.insert(self.uses, key.clone());
         let used = self.uses;
-        self.entries.insert(key, Entry { readable, used, bytes });
+        self.entries.insert(
+            key,
+            Entry {
+                readable,
+                used,
+                bytes,
+            },
+        );
         while self.bytes > most
             && let Some((_, oldest)) = self.order.pop_first()
         {

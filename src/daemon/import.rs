@@ -95,15 +95,13 @@ fn lifetime(value: Option<&serde_json::Value>) -> Result<Option<Duration>, Probl
 }
 
 /// Reads a moment: RFC 3339, or seconds since the epoch as a number or a string.
-fn moment(
-    member: &str,
-    value: Option<&serde_json::Value>,
-) -> Result<Option<UnixTime>, Problem> {
+fn moment(member: &str, value: Option<&serde_json::Value>) -> Result<Option<UnixTime>, Problem> {
     let read = match value {
         None | Some(serde_json::Value::Null) => return Ok(None),
         Some(serde_json::Value::Number(number)) => number.as_f64().and_then(from_seconds),
-        Some(serde_json::Value::String(text)) => UnixTime::from_rfc3339(text.trim())
-            .or_else(|| from_seconds(text.trim().parse().ok()?)),
+        Some(serde_json::Value::String(text)) => {
+            UnixTime::from_rfc3339(text.trim()).or_else(|| from_seconds(text.trim().parse().ok()?))
+        }
         Some(_) => None,
     };
     read.map(Some).ok_or_else(|| {
@@ -154,10 +152,16 @@ mod tests {
             (json!({"expires_in": "100"}), 100),
             (json!({"expires_in": 0}), 0),
             (json!({"expires_in": -5}), 0),
-            (json!({"expires_in": 3600, "obtained_at": 1_789_999_000}), 2600),
+            (
+                json!({"expires_in": 3600, "obtained_at": 1_789_999_000}),
+                2600,
+            ),
             (json!({"obtained_at": 1_789_999_000}), 800),
             // A future issue date counts as now.
-            (json!({"expires_in": 100, "obtained_at": 1_799_999_000}), 100),
+            (
+                json!({"expires_in": 100, "obtained_at": 1_799_999_000}),
+                100,
+            ),
             (json!({}), 0),
         ];
         for (mut body, left) in table {
@@ -186,13 +190,31 @@ mod tests {
     fn nonsense_is_refused_by_name_and_no_token_is_echoed() {
         for (body, named) in [
             (json!({}), "holds no token"),
-            (json!({"access_token": "", "refresh_token": ""}), "holds no token"),
-            (json!({"access_token": "canary", "expires_in": "soon"}), "expires_in"),
-            (json!({"access_token": "canary", "expires_in": []}), "expires_in"),
-            (json!({"access_token": "canary", "expires_at": 1_790_000_000_000_i64}), "expires_at"),
-            (json!({"access_token": "canary", "obtained_at": "yesterday"}), "obtained_at"),
+            (
+                json!({"access_token": "", "refresh_token": ""}),
+                "holds no token",
+            ),
+            (
+                json!({"access_token": "canary", "expires_in": "soon"}),
+                "expires_in",
+            ),
+            (
+                json!({"access_token": "canary", "expires_in": []}),
+                "expires_in",
+            ),
+            (
+                json!({"access_token": "canary", "expires_at": 1_790_000_000_000_i64}),
+                "expires_at",
+            ),
+            (
+                json!({"access_token": "canary", "obtained_at": "yesterday"}),
+                "obtained_at",
+            ),
             (json!({"access_token": "canary", "scope": 7}), "scope"),
-            (json!({"access_token": "canary", "token_type": "a b"}), "token_type"),
+            (
+                json!({"access_token": "canary", "token_type": "a b"}),
+                "token_type",
+            ),
         ] {
             let problem = read(body.clone()).unwrap_err();
             assert_eq!(problem.status, 400);

@@ -115,6 +115,7 @@ impl Keeper for Daemon {
             due_at,
             standing,
             replace,
+            revoke_replaced: false,
             at: now,
         };
         let shared = self.0.clone();
@@ -346,9 +347,9 @@ impl Daemon {
             Standing::NeedsAuthorization(_) => {
                 return problem::needs_authorization(grant.standing.reason(), since);
             }
-            Standing::Paused(
-                PauseReason::Admin | PauseReason::Held | PauseReason::Quarantined,
-            ) => return problem::paused(grant.standing.reason(), since),
+            Standing::Paused(PauseReason::Admin | PauseReason::Held | PauseReason::Quarantined) => {
+                return problem::paused(grant.standing.reason(), since);
+            }
             Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused) => {}
         }
         if !grant.has_refresh_token {
@@ -365,7 +366,12 @@ impl Daemon {
             Some(Halt::NotConfigured) => return problem::provider_unknown(provider),
             Some(Halt::Paused) => return problem::paused("provider paused", since),
             Some(Halt::Stopped(code, at)) => {
-                return problem::provider_stopped(provider, &code, at.unwrap_or(since), STOPPED_RETRY);
+                return problem::provider_stopped(
+                    provider,
+                    &code,
+                    at.unwrap_or(since),
+                    STOPPED_RETRY,
+                );
             }
             None => {}
         }
@@ -378,7 +384,10 @@ impl Daemon {
             .providers
             .state(provider)
             .and_then(|state| state.cool_down_until);
-        let again = grant.due_at.max(cool_down).map_or(RETRY_SOON, |at| at.since(now));
+        let again = grant
+            .due_at
+            .max(cool_down)
+            .map_or(RETRY_SOON, |at| at.since(now));
         let failure = grant.last_failure.as_deref().unwrap_or("still running");
         problem::refresh_failed(failure, again.max(RETRY_SOON))
     }
@@ -475,7 +484,8 @@ impl Daemon {
     async fn resume_provider(&self, name: &str) -> Result<Changed, Problem> {
         self.configured(name)?;
         let resumed = self.0.providers.resume(name).await;
-        self.provider_changed(name, resumed, "provider-resumed").await
+        self.provider_changed(name, resumed, "provider-resumed")
+            .await
     }
 
     fn configured(&self, name: &str) -> Result<(), Problem> {

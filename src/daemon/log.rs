@@ -58,11 +58,16 @@ fn journald() -> Option<tracing_journald::Layer> {
     let stream = std::env::var("JOURNAL_STREAM").ok()?;
     let (device, inode) = stream.split_once(':')?;
     let stderr = rustix::fs::fstat(std::io::stderr()).ok()?;
-    let ours = stderr.st_dev == device.parse::<u64>().ok()? && stderr.st_ino == inode.parse::<u64>().ok()?;
+    let ours = stderr.st_dev == device.parse::<u64>().ok()?
+        && stderr.st_ino == inode.parse::<u64>().ok()?;
     if !ours {
         return None;
     }
-    Some(tracing_journald::layer().ok()?.with_field_prefix(Some("FRESHD".to_owned())))
+    Some(
+        tracing_journald::layer()
+            .ok()?
+            .with_field_prefix(Some("FRESHD".to_owned())),
+    )
 }
 
 /// How users are named in logs.
@@ -82,7 +87,7 @@ impl Names {
             LogUsers::Plain => Shown(key.user.clone()),
             LogUsers::Hash => {
                 let name = format!("{}\n{}", key.namespace, key.user);
-                let digest = self.store.fingerprint(name.as_bytes());
+                let digest = self.store.fingerprint("user", name.as_bytes());
                 let hex = digest.iter().take(6).map(|byte| format!("{byte:02x}"));
                 Shown(format!("u-{}", hex.collect::<String>()))
             }

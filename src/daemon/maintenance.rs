@@ -82,14 +82,12 @@ async fn run(shared: &Shared, work: Work, give_up_after: Duration) {
     let done = match work {
         Work::Optimize => shared.store.optimize().await,
         Work::Purge => {
-            shared
-                .store
-                .purge(now - KEEP_ACTIVITY, now - give_up_after)
-                .await
+            let purged = shared.store.purge(now - KEEP_ACTIVITY, now - give_up_after);
+            purged.await.map(|_| ())
         }
     };
     match done {
-        Ok(_) => tracing::info!(job = ?work, "maintained"),
+        Ok(()) => tracing::info!(job = ?work, "maintained"),
         Err(error) => tracing::warn!(job = ?work, %error, "maintenance-failed"),
     }
 }

@@ -164,12 +164,17 @@ impl Providers {
 
     /// A keyed fingerprint of what we identify ourselves with: tells a mended secret from the refused one.
     fn credentials(&self, registration: &Registration) -> Vec<u8> {
-        let secret = registration.client_secret.as_ref().map_or("", |s| s.expose());
+        let secret = registration
+            .client_secret
+            .as_ref()
+            .map_or("", |s| s.expose());
         let text = zeroize::Zeroizing::new(format!(
             "{:?}\n{}\n{}\n{secret}",
             registration.client_auth, registration.token_endpoint, registration.client_id
         ));
-        self.store.fingerprint(text.as_bytes())
+        self.store
+            .fingerprint("credentials", text.as_bytes())
+            .to_vec()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, ProviderState>> {

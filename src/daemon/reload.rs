@@ -112,7 +112,10 @@ pub(super) async fn apply(
     });
     for (name, provider) in &config.providers {
         let margin_ms = i64::try_from(provider.policy.margin.as_millis()).unwrap_or(i64::MAX);
-        let computed_with = shared.providers.state(name).and_then(|state| state.margin_ms);
+        let computed_with = shared
+            .providers
+            .state(name)
+            .and_then(|state| state.margin_ms);
         if computed_with != Some(margin_ms) {
             tokio::spawn(reschedule(shared.clone(), name.clone(), margin_ms));
         }
@@ -179,12 +182,18 @@ pub(super) fn fixed_at_start(running: &config::Daemon, new: &config::Daemon) -> 
     };
     check("daemon.state-dir", running.state_dir != new.state_dir);
     check("daemon.socket", running.socket != new.socket);
-    check("daemon.admin-socket", running.admin_socket != new.admin_socket);
+    check(
+        "daemon.admin-socket",
+        running.admin_socket != new.admin_socket,
+    );
     check("daemon.key-file", running.key_file != new.key_file);
     check("daemon.cache", running.cache_bytes != new.cache_bytes);
     check("daemon.log-users", running.log_users != new.log_users);
     check("daemon.log-level", running.log_level != new.log_level);
-    check("daemon.revocation-days", running.revocation_days != new.revocation_days);
+    check(
+        "daemon.revocation-days",
+        running.revocation_days != new.revocation_days,
+    );
     fixed
 }
 

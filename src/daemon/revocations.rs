@@ -60,7 +60,7 @@ async fn revoke(
     let live = shared.providers.find(provider);
     let outcome = match &live {
         Some(live) if live.config.registration.revocation_endpoint.is_some() => {
-            live.client.revoke(job.token.expose(), job.kind).await
+            live.client.revoke(&job.token, job.kind).await
         }
         // Its provider may come back into the configuration.
         None => Revocation::Later,

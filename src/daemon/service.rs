@@ -29,7 +29,10 @@ pub fn main(config_file: Option<&Path>) -> ExitCode {
         }
     };
     super::log::init(&config.daemon.log_level);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("freshd: cannot start its threads: {error}");

@@ -53,7 +53,10 @@ pub(super) enum Ended {
 
 impl Shared {
     /// Reads a grant with its access token: held, cached, or from the store.
-    pub(super) async fn readable(&self, key: &GrantKey) -> Result<Option<Arc<Readable>>, StoreError> {
+    pub(super) async fn readable(
+        &self,
+        key: &GrantKey,
+    ) -> Result<Option<Arc<Readable>>, StoreError> {
         if lock(&self.deleting).contains(key) {
             return Ok(None);
         }
@@ -64,7 +67,7 @@ impl Shared {
             Ok(readable) => return Ok(Some(readable)),
             Err(epoch) => epoch,
         };
-        let Some(readable) = self.store.readable(key).await? else {
+        let Some(readable) = self.store.readable(key, self.clock.now()).await? else {
             return Ok(None);
         };
         let readable = Arc::new(readable);

@@ -47,8 +47,7 @@ pub(super) async fn providers(shared: &Shared) -> Result<Vec<ProviderView>, Stor
     let look = look(shared).await;
     let now = shared.clock.now();
     let live = shared.providers.all();
-    let mut names: std::collections::BTreeSet<&str> =
-        live.keys().map(String::as_str).collect();
+    let mut names: std::collections::BTreeSet<&str> = live.keys().map(String::as_str).collect();
     names.extend(counts.iter().map(|count| count.provider.as_str()));
     let views = names.into_iter().map(|name| {
         let config = live.get(name).map(|live| &live.config);
@@ -62,7 +61,9 @@ pub(super) async fn providers(shared: &Shared) -> Result<Vec<ProviderView>, Stor
             revocation_endpoint: config
                 .and_then(|config| config.registration.revocation_endpoint.as_ref())
                 .map(ToString::to_string),
-            rotation: config.map_or("", |config| config.policy.rotation.name()).to_owned(),
+            rotation: config
+                .map_or("", |config| config.policy.rotation.name())
+                .to_owned(),
             margin: config.map_or(0.0, |config| config.policy.margin.as_secs_f64()),
             state: state.to_owned(),
             reason,
@@ -122,18 +123,25 @@ pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
         Some(at) => Some(at),
         None => shared.store.next_due_at().await?,
     };
+    let providers = providers(shared).await?;
+    let revocations = shared.store.revocations_waiting().await?;
+    let state = if shared.draining() {
+        "draining"
+    } else {
+        "running"
+    };
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: shared.started_at.rfc3339(),
-        state: if shared.draining() { "draining" } else { "running" }.to_owned(),
+        state: state.to_owned(),
         config: lock(&shared.config_files).clone(),
         reload_error: lock(&shared.reload_error).clone(),
         grants: counts.iter().map(count).collect(),
-        providers: providers(shared).await?,
+        providers,
         in_flight: look.map_or(0, |look| look.in_flight),
         next_due_at: next_due_at.map(UnixTime::rfc3339),
         held: lock(&shared.held).len(),
-        revocations: shared.store.revocations_waiting().await?,
+        revocations,
         store: shared.store.failing().unwrap_or_else(|| "ok".to_owned()),
     })
 }

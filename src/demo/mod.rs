@@ -146,7 +146,7 @@ async fn perform(options: Options) -> Result<ExitCode, DemoError> {
         .write_config(server.address(), &secrets.daemon, uid)
         .map_err(DemoError::Write)?;
     let config = load(&directory)?;
-    daemon::log::to_file(&directory.log_file()).map_err(DemoError::Write)?;
+    daemon::log::to_file(&directory.log_file(), "debug").map_err(DemoError::Write)?;
     let handle = daemon::start(config).await.map_err(DemoError::Daemon)?;
 
     let sockets = Sockets {

@@ -42,8 +42,8 @@ pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};
 pub use open::{OpenError, Options};
 pub use providers::ProviderState;
-pub use revocations::{RevocationId, RevocationJob, RevocationKind};
-pub use schedule::{DueRow, Filter, Rescheduler};
+pub use revocations::{RevocationId, RevocationJob};
+pub use schedule::{Filter, Rescheduler};
 
 use keyring::Keyring;
 use reader::Readers;
@@ -194,5 +194,20 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+impl Store {
+    /// Returns whether there is a store, or a part of one, in `dir`.
+    pub fn exists(dir: &std::path::Path) -> bool {
+        open::Layout::new(dir).exists()
+    }
+
+    /// Returns when the writer has taken and finished a piece of work: a sign of life.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`], or that the disk does not take writes.
+    pub async fn alive(&self) -> Result<(), StoreError> {
+        self.write(Class::Rest, |_| Ok(())).await
     }
 }

@@ -166,6 +166,17 @@ impl Layout {
             lock: dir.join(LOCK),
         }
     }
+
+    /// Whether a store, or a part of one, is there.
+    pub(super) fn exists(&self) -> bool {
+        let files = [
+            &self.database,
+            &self.database_log,
+            &self.unnamed_database,
+            &self.keyring,
+        ];
+        files.iter().any(|file| file.symlink_metadata().is_ok())
+    }
 }
 
 /// An opened state directory: the lock, the proved keys and the writer's connection.

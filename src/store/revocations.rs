@@ -11,34 +11,16 @@ use super::session::{Session, Trouble};
 use super::writer::Class;
 use super::{Store, StoreError};
 use crate::refresh::time::UnixTime;
-use crate::refresh::token::{AccessToken, RefreshToken};
+use crate::refresh::token::{AccessToken, RefreshToken, TokenKind};
 
 /// A waiting revocation's row number; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RevocationId(pub i64);
 
-/// Which kind of token is to be revoked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RevocationKind {
-    /// An access token.
-    Access,
-    /// A refresh token.
-    Refresh,
-}
-
-impl RevocationKind {
-    fn name(self) -> &'static str {
-        match self {
-            RevocationKind::Access => "access",
-            RevocationKind::Refresh => "refresh",
-        }
-    }
-
-    fn purpose(self) -> Purpose {
-        match self {
-            RevocationKind::Access => Purpose::RevokeAccess,
-            RevocationKind::Refresh => Purpose::RevokeRefresh,
-        }
+fn purpose(kind: TokenKind) -> Purpose {
+    match kind {
+        TokenKind::Access => Purpose::RevokeAccess,
+        TokenKind::Refresh => Purpose::RevokeRefresh,
     }
 }
 
@@ -49,7 +31,7 @@ pub struct RevocationJob {
     /// Where it is to be revoked.
     pub provider: String,
     /// What it is.
-    pub kind: RevocationKind,
+    pub kind: TokenKind,
     /// The token. Secret.
     pub token: Zeroizing<String>,
     /// How often it was tried.
@@ -136,8 +118,8 @@ pub(super) fn queue(
     at: UnixTime,
 ) -> Result<(), Trouble> {
     let (kind, token) = match token {
-        Revocable::Access(token) => (RevocationKind::Access, token.expose()),
-        Revocable::Refresh(token) => (RevocationKind::Refresh, token.expose()),
+        Revocable::Access(token) => (TokenKind::Access, token.expose()),
+        Revocable::Refresh(token) => (TokenKind::Refresh, token.expose()),
     };
     // The row's number is part of what the token is bound to, so the row comes first.
     session.write(
@@ -154,9 +136,9 @@ pub(super) fn queue(
     Ok(())
 }
 
-fn bound(id: i64, provider: &str, kind: RevocationKind) -> Bound<'_> {
+fn bound(id: i64, provider: &str, kind: TokenKind) -> Bound<'_> {
     Bound {
-        purpose: kind.purpose(),
+        purpose: purpose(kind),
         row: id,
         namespace: "",
         user: "",
@@ -171,7 +153,7 @@ fn bound(id: i64, provider: &str, kind: RevocationKind) -> Bound<'_> {
 struct Waiting {
     id: i64,
     provider: String,
-    kind: RevocationKind,
+    kind: TokenKind,
     key_id: i64,
     sealed: Vec<u8>,
     created_at: UnixTime,
@@ -210,8 +192,8 @@ fn due(
 fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
     // A kind that nobody wrote will not open either.
     let kind = match row.get::<_, String>(2)?.as_str() {
-        "access" => RevocationKind::Access,
-        _ => RevocationKind::Refresh,
+        "access_token" => TokenKind::Access,
+        _ => TokenKind::Refresh,
     };
     Ok(Waiting {
         id: row.get(0)?,

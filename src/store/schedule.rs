@@ -8,23 +8,11 @@ use super::session::{Session, Trouble};
 use super::writer::Class;
 use super::{Cas, Store, StoreError};
 use crate::refresh::grant::{Grant, GrantId, Standing};
+use crate::refresh::horizon::Due;
 use crate::refresh::time::UnixTime;
 
 /// Computes a grant's new due time for [`Store::reschedule`].
 pub type Rescheduler = Box<dyn Fn(&Grant) -> Option<UnixTime> + Send>;
-
-/// One row of the schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DueRow {
-    /// The grant.
-    pub id: GrantId,
-    /// When it is due.
-    pub due_at: UnixTime,
-    /// When its access token ends.
-    pub expires_at: Option<UnixTime>,
-    /// The row's version.
-    pub version: u64,
-}
 
 /// Which grants to list; an empty filter lists all.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +45,7 @@ impl Store {
         after: Option<(UnixTime, GrantId)>,
         until: UnixTime,
         limit: usize,
-    ) -> Result<Vec<DueRow>, StoreError> {
+    ) -> Result<Vec<Due>, StoreError> {
         let provider = provider.to_owned();
         let (due_at, id) = after.map_or((i64::MIN, i64::MIN), |(at, id)| (at.as_millis(), id.0));
         self.read(move |session| {
@@ -65,7 +53,7 @@ impl Store {
                 DUE_WITHIN,
                 params![provider, until.as_millis(), due_at, id, limit as i64],
                 |row| {
-                    Ok(DueRow {
+                    Ok(Due {
                         id: GrantId(row.get(0)?),
                         due_at: time(row, 1)?,
                         expires_at: maybe_time(row, 2)?,

@@ -18,7 +18,7 @@ use reqwest::redirect;
 use crate::profile::{Registration, check_endpoint};
 use crate::refresh::policy;
 use crate::refresh::time::UnixTime;
-use crate::refresh::token::RefreshToken;
+use crate::refresh::token::{RefreshToken, TokenKind};
 use crate::refresh::token_response::{Answer, Outcome, Refusal, classify};
 
 /// No token response is longer; a 16 KiB token in a generous envelope is a tenth of it (I8).
@@ -74,15 +74,6 @@ pub enum Revocation {
     Later,
     /// The server will never do it.
     Refused,
-}
-
-/// Which kind of token is to be revoked (RFC 7009 §2.1, `token_type_hint`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenKind {
-    /// `access_token`
-    Access,
-    /// `refresh_token`
-    Refresh,
 }
 
 /// A whole answer.
@@ -187,11 +178,7 @@ impl Client {
         let Some(endpoint) = &self.registration.revocation_endpoint else {
             return Revocation::Refused;
         };
-        let hint = match kind {
-            TokenKind::Access => "access_token",
-            TokenKind::Refresh => "refresh_token",
-        };
-        let form = [("token", token), ("token_type_hint", hint)];
+        let form = [("token", token), ("token_type_hint", kind.name())];
         match self.post(endpoint, &form).await {
             Ok(answer) => revocation(answer.status, answer.body.as_deref().unwrap_or_default()),
             Err(_) => Revocation::Later,

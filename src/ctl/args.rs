@@ -49,7 +49,7 @@ pub struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Says whether all is well, and if not, whom it concerns and what to do 
+    /// Says whether all is well, and if not, whom it concerns and what to do
     #[command(after_help = STATUS_HELP)]
     Status,
     /// Lists grants

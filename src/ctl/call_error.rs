@@ -57,6 +57,11 @@ fn told(problem: &Problem) -> String {
     format!("{text} ({})", problem.kind)
 }
 
+/// Returns whether the socket does not have the verb: only the admin one has all.
+fn admin_only(problem: &Problem) -> bool {
+    problem.kind == "urn:freshd:no-such-route"
+}
+
 impl CallError {
     /// Returns whether the same request may go well a little later.
     pub fn may_pass(&self) -> bool {
@@ -78,6 +83,7 @@ impl CallError {
             CallError::Lost(_) | CallError::TimedOut(_) => Exit::TryLater,
             CallError::TooLong => Exit::Internal,
             CallError::Namespace => Exit::Usage,
+            CallError::Refused(problem) if admin_only(problem) => Exit::Permission,
             CallError::Refused(problem) => match problem.status {
                 401 | 403 => Exit::Permission,
                 404 => Exit::NoSuchGrant,
@@ -106,9 +112,11 @@ impl CallError {
             }
             CallError::Refused(problem) => match (problem.retry_after, problem.status) {
                 (Some(seconds), _) => Some(format!("try again in {}", length(seconds))),
-                (None, 403) => Some(
-                    "admin verbs exist on the admin socket only; the daemon's log shows the rule that would admit you"
-                        .to_owned(),
+                (None, 403) => {
+                    Some("the daemon's log shows the rule that would admit you".to_owned())
+                }
+                (None, 404) if admin_only(problem) => Some(
+                    "an app's socket has no admin verbs: --socket names the admin one".to_owned(),
                 ),
                 _ => None,
             },
@@ -124,5 +132,50 @@ impl From<CallError> for Failure {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(error: CallError) -> (Exit, String) {
+        let Failure::Told { exit, hint, .. } = error.into() else {
+            panic!("quiet")
+        };
+        (exit, hint.unwrap_or_default())
+    }
+
+    fn connect(kind: io::ErrorKind) -> CallError {
+        CallError::Connect {
+            socket: "/run/freshd.sock".into(),
+            source: kind.into(),
+        }
+    }
+
+    #[test]
+    fn a_socket_that_denies_us_names_the_group_to_join() {
+        let error = connect(io::ErrorKind::PermissionDenied);
+        assert!(!error.may_pass());
+        let (exit, hint) = told(error);
+        assert_eq!(exit, Exit::Permission);
+        assert!(hint.contains("usermod -aG freshd-admin"), "{hint}");
+        assert_eq!(told(connect(io::ErrorKind::WouldBlock)).0, Exit::TryLater);
+    }
+
+    #[test]
+    fn a_verb_that_the_socket_does_not_have_is_a_matter_of_permission() {
+        let problem = Problem {
+            kind: "urn:freshd:no-such-route".to_owned(),
+            title: String::new(),
+            status: 404,
+            detail: String::new(),
+            reason: None,
+            since: None,
+            retry_after: None,
+        };
+        let (exit, hint) = told(CallError::Refused(Box::new(problem)));
+        assert_eq!(exit, Exit::Permission);
+        assert!(hint.contains("--socket"), "{hint}");
     }
 }

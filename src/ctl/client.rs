@@ -172,6 +172,11 @@ impl Client {
         }
     }
 
+    /// Returns the namespace that goes with requests which name no other.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// Connects once, so that a daemon that is not there is told at once and not after many tries.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ impl Console<'_> {
     /// Writes to standard output, as it is.
     ///
     /// # Errors
-    /// [`Failure::BrokenPipe`] where the reader hung up.
+    /// Where the reader hung up, or the output cannot be written.
     pub fn print(&mut self, text: &str) -> Result<(), Failure> {
         self.stdout
             .write_all(text.as_bytes())

@@ -41,7 +41,7 @@ pub const EXIT_CODES: &str = "\
 Exit codes:
    0  done; for status: all is well
    1  status: something needs attention; import: not everything was taken
-   4  no such grant (404)
+   4  no such grant, user or provider (404)
    5  the grant needs authorization or is paused (409)
   64  the command line is wrong
   65  the input is wrong
@@ -51,7 +51,7 @@ Exit codes:
   73  a file cannot be created
   74  reading or writing failed
   75  it may work later (429, 503, 507, no answer in time)
-  77  not allowed (the socket's permissions, or 403)
+  77  not allowed (the socket's permissions, 403, or no such verb on this socket)
   78  the configuration is wrong";
 
 /// Why a command stopped.

@@ -7,7 +7,7 @@ use super::Session;
 use super::args::Grants;
 use super::client::{Answer, Call, grant_path, user_path};
 use super::failure::{Exit, Failure};
-use super::output::{Look, exact, or_dash, relative_or_dash, table};
+use super::output::{Look, Pages, exact, or_dash, relative_or_dash, table};
 use crate::local_api::types::{GrantList, GrantView, UserView};
 use crate::refresh::time::UnixTime;
 
@@ -38,14 +38,14 @@ pub(super) fn advice(state: &str, reason: &str) -> Option<&'static str> {
 pub(super) async fn list(session: &mut Session<'_, '_>, args: &Grants) -> Result<Exit, Failure> {
     let mut wanted = args.limit.unwrap_or(u64::MAX);
     let mut cursor: Option<String> = None;
-    let mut first = true;
+    let (mut first, mut pages) = (true, Pages::default());
     loop {
         let answer = session
             .client
             .send(&page(args, wanted.min(PAGE), cursor.as_deref()))
             .await?;
         let list: GrantList = answer.read()?;
-        print_page(session, &answer, &list.grants, first)?;
+        print_page(session, &answer, &list.grants, first, &mut pages)?;
         first = false;
         wanted = wanted.saturating_sub(list.grants.len() as u64);
         // A cursor that does not move would never end.
@@ -93,14 +93,26 @@ fn print_page(
     answer: &Answer,
     grants: &[GrantView],
     first: bool,
+    pages: &mut Pages,
 ) -> Result<(), Failure> {
     if !session.look.json {
         if first && grants.is_empty() {
             session.console.note("no grant is like that");
             return Ok(());
         }
-        let text = grant_table(session.look, "", grants, answer.now, first);
-        return session.console.print(&text);
+        // One namespace needs no column; several do, and which ones is not known before the last page.
+        let mut header = HEADER.to_vec();
+        let mut rows: Vec<Vec<String>> =
+            grants.iter().map(|grant| row(grant, answer.now)).collect();
+        if session.client.namespace().is_none() {
+            header.insert(0, "NAMESPACE");
+            for (row, grant) in rows.iter_mut().zip(grants) {
+                row.insert(0, grant.namespace.clone());
+            }
+        }
+        return session
+            .console
+            .print(&pages.next(session.look, &header, &rows));
     }
     // As values, so that members this version does not know stay.
     let body: Value = answer.read()?;
@@ -115,41 +127,21 @@ fn print_page(
     Ok(())
 }
 
-/// Lays out grants as a table. The namespace is shown only where one is not `default`.
-pub(super) fn grant_table(
-    look: Look,
-    indent: &str,
-    grants: &[GrantView],
-    now: Option<UnixTime>,
-    with_header: bool,
-) -> String {
-    let namespaced = grants.iter().any(|grant| grant.namespace != "default");
-    let mut header = vec![
-        "USER", "PROVIDER", "STATE", "REASON", "EXPIRES", "DUE", "GEN", "FAILURES",
-    ];
-    if namespaced {
-        header.insert(0, "NAMESPACE");
-    }
-    let rows: Vec<Vec<String>> = grants
-        .iter()
-        .map(|grant| {
-            let mut row = vec![
-                grant.user.clone(),
-                provider_and_account(grant),
-                grant.state.clone(),
-                or_dash(&grant.reason).to_owned(),
-                relative_or_dash(grant.expires_at.as_deref(), now),
-                relative_or_dash(grant.due_at.as_deref(), now),
-                grant.generation.to_string(),
-                failures(grant),
-            ];
-            if namespaced {
-                row.insert(0, grant.namespace.clone());
-            }
-            row
-        })
-        .collect();
-    table(look, indent, if with_header { &header } else { &[] }, &rows)
+const HEADER: [&str; 8] = [
+    "USER", "PROVIDER", "STATE", "REASON", "EXPIRES", "DUE", "GEN", "FAILURES",
+];
+
+fn row(grant: &GrantView, now: Option<UnixTime>) -> Vec<String> {
+    vec![
+        grant.user.clone(),
+        provider_and_account(grant),
+        grant.state.clone(),
+        or_dash(&grant.reason).to_owned(),
+        relative_or_dash(grant.expires_at.as_deref(), now),
+        relative_or_dash(grant.due_at.as_deref(), now),
+        grant.generation.to_string(),
+        failures(grant),
+    ]
 }
 
 /// Returns `provider`, or `provider:account`.
@@ -203,8 +195,12 @@ pub(super) fn user_text(look: Look, user: &UserView, now: Option<UnixTime>) -> S
         vec!["namespace".to_owned(), user.namespace.clone()],
         vec!["last active".to_owned(), active],
     ];
-    let grants = grant_table(look, "", &user.grants, now, true);
-    format!("{}\n{grants}", table(look, "", &[], &rows))
+    let grants: Vec<Vec<String>> = user.grants.iter().map(|grant| row(grant, now)).collect();
+    format!(
+        "{}\n{}",
+        table(look, "", &[], &rows),
+        table(look, "", &HEADER, &grants)
+    )
 }
 
 /// Says everything about one grant, one line each.

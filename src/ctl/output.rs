@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets,
+};
 
 use crate::refresh::time::UnixTime;
 
@@ -122,13 +124,51 @@ pub fn count(n: u64, one: &str) -> String {
 /// On a terminal it fits the width and colours the states; elsewhere it is plain text whose lines never wrap.
 /// An empty `header` prints none.
 pub fn table(look: Look, indent: &str, header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut out = String::new();
+    for line in laid_out(look, header, rows, &[]).lines() {
+        let _ = writeln!(out, "{indent}{}", line.trim_end());
+    }
+    out
+}
+
+/// A table that is printed page by page: the header once, and columns that never get narrower.
+#[derive(Default)]
+pub struct Pages {
+    widths: Vec<u16>,
+}
+
+impl Pages {
+    /// Lays out the next page, as [`table`].
+    pub fn next(&mut self, look: Look, header: &[&str], rows: &[Vec<String>]) -> String {
+        let header = if self.widths.is_empty() { header } else { &[] };
+        let table = laid_out(look, header, rows, &self.widths);
+        self.widths.resize(header.len().max(self.widths.len()), 0);
+        for (width, now) in self
+            .widths
+            .iter_mut()
+            .zip(table.column_max_content_widths())
+        {
+            *width = now.max(*width);
+        }
+        let lines: Vec<String> = table
+            .lines()
+            .map(|line| line.trim_end().to_owned())
+            .collect();
+        lines.join("\n") + "\n"
+    }
+}
+
+/// The space between two columns.
+const GAP: u16 = 2;
+
+fn laid_out(look: Look, header: &[&str], rows: &[Vec<String>], widths: &[u16]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    if look.terminal {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_content_arrangement(if look.terminal {
+        ContentArrangement::Dynamic
     } else {
-        table.set_content_arrangement(ContentArrangement::Disabled);
-    }
+        ContentArrangement::Disabled
+    });
     if !look.terminal || !look.color {
         table.force_no_tty();
     }
@@ -142,14 +182,13 @@ pub fn table(look: Look, indent: &str, header: &[&str], rows: &[Vec<String>]) ->
     for row in rows {
         table.add_row(row.iter().map(|text| cell(&escape(text))));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    for (n, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, GAP));
+        if let Some(width) = widths.get(n) {
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + GAP)));
+        }
     }
-    let mut out = String::new();
-    for line in table.lines() {
-        let _ = writeln!(out, "{indent}{}", line.trim_end());
-    }
-    out
+    table
 }
 
 /// Colours the words that name a state.

@@ -3,6 +3,7 @@
 mod bulk;
 mod commands;
 mod local;
+mod refusals;
 mod server;
 mod status;
 

@@ -66,10 +66,10 @@ pub(super) async fn refresh(
     generation: Option<u64>,
 ) -> Result<Exit, Failure> {
     let path = format!("{}/refresh", grant_path(&grant.user, &grant.provider));
-    let answer = session
-        .client
-        .send(&Call::post(path).json(&RefreshRequest { generation }))
-        .await?;
+    let call = Call::post(path)
+        .query("activity", "false")
+        .json(&RefreshRequest { generation });
+    let answer = session.client.send(&call).await?;
     if session.look.json {
         let mut value: Value = answer.read()?;
         if let Some(members) = value.as_object_mut() {

@@ -6,6 +6,7 @@
 mod activity;
 mod attempt;
 mod cache;
+mod changes;
 pub mod clock;
 mod driver;
 mod import;

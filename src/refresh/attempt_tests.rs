@@ -317,7 +317,7 @@ fn invalid_grant_is_a_verdict_and_names_a_lost_rotation_only_where_one_is_probab
         status: 400,
         code: Some("invalid_grant"),
     });
-    let reason = |presented| {
+    let reason = |presented: Option<u32>| {
         let mut grant = due_grant();
         grant.mark = presented.map(|presented| Mark {
             first_sent_at: NOW,

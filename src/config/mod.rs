@@ -22,10 +22,10 @@ use url::Url;
 use crate::profile::Provider;
 
 pub use describe::{Description, describe};
-pub use load::load;
+pub use load::{check, load};
 pub use value::positive_duration;
 
-/// A whole configuration that cannot hold nonsense. Made once by [`load`]; there is no later check.
+/// A whole configuration that cannot hold nonsense. Made once by [`load()`]; there is no later check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The files it was read from, in order.
@@ -153,10 +153,11 @@ const REVOCATION_DAYS: u32 = 30;
 
 impl Defaults {
     /// The system's directories, for root and for systemd system services (`/etc`, `/var/lib`, `/run`).
-    pub fn system(env: &dyn Fn(&str) -> Option<String>) -> Self {
+    pub fn system() -> Self {
         let etc = Path::new("/etc/freshd");
+        let env = |name: &str| std::env::var(name).ok();
         Defaults::at(
-            env,
+            &env,
             etc,
             "/var/lib/freshd".into(),
             "/run/freshd".as_ref(),

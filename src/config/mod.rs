@@ -153,11 +153,10 @@ const REVOCATION_DAYS: u32 = 30;
 
 impl Defaults {
     /// The system's directories, for root and for systemd system services (`/etc`, `/var/lib`, `/run`).
-    pub fn system() -> Self {
+    pub fn system(env: &dyn Fn(&str) -> Option<String>) -> Self {
         let etc = Path::new("/etc/freshd");
-        let env = |name: &str| std::env::var(name).ok();
         Defaults::at(
-            &env,
+            env,
             etc,
             "/var/lib/freshd".into(),
             "/run/freshd".as_ref(),

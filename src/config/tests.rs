@@ -38,7 +38,7 @@ impl Fixture {
     fn defaults(&self) -> Defaults {
         Defaults {
             credentials_dir: Some(self.path("credentials")),
-            ..Defaults::system()
+            ..Defaults::system(&|_| None)
         }
     }
 
@@ -342,7 +342,7 @@ fn a_client_secret_is_read_from_a_closed_file_only() {
         &fixture.path("freshd.toml"),
         &Defaults {
             credentials_dir: None,
-            ..Defaults::system()
+            ..Defaults::system(&|_| None)
         },
     )
     .unwrap_err();
@@ -378,7 +378,7 @@ fn a_check_outside_the_service_names_the_credentials_it_could_not_read() {
     let file = fixture.path("freshd.toml");
     let outside = Defaults {
         credentials_dir: None,
-        ..Defaults::system()
+        ..Defaults::system(&|_| None)
     };
     let description = check(&file, &outside).unwrap();
     assert_eq!(description.unread_credentials, ["example", "hubspot"]);
@@ -619,7 +619,7 @@ fn without_root_everything_is_in_the_xdg_directories() {
         defaults.daemon.app_socket_dir,
         Path::new("/home/u/.local/state/freshd/run/app")
     );
-    let system = Defaults::system();
+    let system = Defaults::system(&|_| None);
     assert_eq!(system.file, Path::new("/etc/freshd/freshd.toml"));
     assert_eq!(
         system.daemon.admin_socket,

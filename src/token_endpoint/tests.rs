@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -149,7 +150,6 @@ const FORM: &str = "grant_type=refresh_token&refresh_token=canary-refresh%2B%2F%
 
 #[tokio::test]
 async fn each_client_authentication_sends_exactly_these_bytes() {
-    use base64::Engine;
     let basic =
         base64::engine::general_purpose::STANDARD.encode("id%3A+1:canary-secret%2B%25%3A+%C3%A9");
     let cases = [
@@ -386,6 +386,44 @@ async fn proxies_in_the_environment_are_ignored() {
         "{said}"
     );
     untouched(canary);
+}
+
+/// Runs itself again in a process that logs everything, from the libraries too, to its standard output.
+#[tokio::test]
+async fn no_library_logs_a_secret_at_any_level() {
+    const CHILD: &str = "FRESHD_TEST_LOGS_EVERYTHING";
+    if std::env::var_os(CHILD).is_some() {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(std::io::stdout)
+            .init();
+        for auth in [ClientAuth::Basic, ClientAuth::Body] {
+            let server = Server::start(GOOD.replace("\"at\"", "\"AT\""), Then::Close).await;
+            let client =
+                Client::new(registration(server.url(), auth), &Outbound::default()).unwrap();
+            assert!(matches!(refresh(&client).await, Outcome::Tokens(_)));
+            let (url, _, _served) = tls_server().await;
+            let client = Client::new(registration(url, auth), &Outbound::default()).unwrap();
+            assert_eq!(refresh(&client).await, Outcome::NotSent("tls"));
+        }
+        return;
+    }
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+    let test = "token_endpoint::tests::no_library_logs_a_secret_at_any_level";
+    child.args(["--exact", "--nocapture", test]).env(CHILD, "1");
+    let output = child.output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("TRACE"), "{said}");
+    // The secret's Basic form too, whose start does not depend on what follows.
+    let basic = base64::engine::general_purpose::STANDARD.encode("id%3A+1:canary");
+    for secret in [
+        "canary",
+        "Y2FuYXJ5",
+        &basic[..basic.len() - 4],
+        "access_token\":\"AT",
+    ] {
+        assert!(!said.contains(secret), "{secret} in {said}");
+    }
 }
 
 #[tokio::test]

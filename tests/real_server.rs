@@ -41,12 +41,22 @@ async fn freshd_with(server: &NodeServer, logins: &BTreeMap<String, Value>) -> F
 }
 
 /// Reads every user's token once and asks the server about each.
-async fn every_token_is_active(freshd: &Freshd, server: &NodeServer, logins: &BTreeMap<String, Value>) {
+async fn every_token_is_active(
+    freshd: &Freshd,
+    server: &NodeServer,
+    logins: &BTreeMap<String, Value>,
+) {
     let mut connection = Connection::open(&freshd.config.socket()).await;
     for user in logins.keys() {
-        let reply = connection.send(Method::GET, &token_path(user, "real", "min_ttl=1"), None).await;
+        let reply = connection
+            .send(Method::GET, &token_path(user, "real", "min_ttl=1"), None)
+            .await;
         let token = reply.token();
-        assert!(server.is_active(token).await, "{user} got a dead token: generation {}", reply.generation());
+        assert!(
+            server.is_active(token).await,
+            "{user} got a dead token: generation {}",
+            reply.generation()
+        );
     }
 }
 
@@ -81,12 +91,20 @@ async fn fifty_grants_stay_fresh_for_three_lifetimes_across_a_restart_and_a_kill
     assert_eq!((seen.replays, seen.refused), (0, 0), "{seen:?}");
     let total: u64 = seen.refreshes.values().sum();
     let bound = f64::from(LIFETIMES) * USERS as f64 * 1.2;
-    assert!(total as f64 <= bound, "{total} refreshes, at most {bound} are needed");
-    assert!(total >= USERS as u64 * 2, "{total} refreshes: this test saw no three lifetimes");
+    assert!(
+        total as f64 <= bound,
+        "{total} refreshes, at most {bound} are needed"
+    );
+    assert!(
+        total >= USERS as u64 * 2,
+        "{total} refreshes: this test saw no three lifetimes"
+    );
 }
 
 async fn in_flight(freshd: &Freshd) -> u64 {
-    freshd.status().await["in_flight"].as_u64().expect("status counts attempts")
+    freshd.status().await["in_flight"]
+        .as_u64()
+        .expect("status counts attempts")
 }
 
 #[tokio::test]
@@ -97,7 +115,9 @@ async fn a_grant_revoked_at_the_server_needs_authorization_and_its_neighbour_doe
 
     server.revoke("anna").await;
 
-    let anna = freshd.wait_for_state("anna", "real", "needs-authorization").await;
+    let anna = freshd
+        .wait_for_state("anna", "real", "needs-authorization")
+        .await;
     assert_eq!(anna["reason"], "revoked-or-used-elsewhere");
     freshd.wait_for_generation("bert", "real", 2).await;
     assert_eq!(freshd.grant("bert", "real").await["state"], "active");
@@ -130,10 +150,16 @@ async fn the_server_itself_ends_a_family_whose_refresh_token_is_used_twice_at_on
 
     let uses = futures_util::future::join_all((0..8).map(|_| server.refresh(refresh_token))).await;
 
-    let successes: Vec<&Value> =
-        uses.iter().filter(|(status, _)| *status == 200).map(|(_, answer)| answer).collect();
+    let successes: Vec<&Value> = uses
+        .iter()
+        .filter(|(status, _)| *status == 200)
+        .map(|(_, answer)| answer)
+        .collect();
     assert_eq!(successes.len(), 1, "{uses:?}");
     let access_token = successes[0]["access_token"].as_str().unwrap();
-    assert!(!server.is_active(access_token).await, "the family is dead, the winner's token too");
+    assert!(
+        !server.is_active(access_token).await,
+        "the family is dead, the winner's token too"
+    );
     assert_eq!(server.counters().await.replays, 7);
 }

@@ -24,16 +24,23 @@ async fn lead(freshd: &Freshd, user: &str) -> f64 {
 #[tokio::test]
 async fn a_new_margin_moves_the_due_times_of_grants_that_are_there() {
     let (rotating, server, mut freshd) = with_margin("60s").await;
-    freshd.import("anna", "acme", &rotating.issue("anna").import()).await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import())
+        .await;
     // The jitter is a tenth of the margin at most, and only ever earlier.
     let before = lead(&freshd, "anna").await;
-    assert!((60.0..=66.5).contains(&before), "due {before} s before expiry");
+    assert!(
+        (60.0..=66.5).contains(&before),
+        "due {before} s before expiry"
+    );
 
     freshd.config.refresh = "margin = \"10m\"".into();
     freshd.reload().await.unwrap();
 
     eventually("the due time to follow", || async {
-        (600.0..=660.5).contains(&lead(&freshd, "anna").await).then_some(())
+        (600.0..=660.5)
+            .contains(&lead(&freshd, "anna").await)
+            .then_some(())
     })
     .await;
     assert_eq!(server.refreshes().len(), 0, "not due yet by either");
@@ -43,7 +50,13 @@ async fn a_new_margin_moves_the_due_times_of_grants_that_are_there() {
 async fn a_grant_that_a_new_margin_makes_due_is_refreshed() {
     let (rotating, server, mut freshd) = with_margin("60s").await;
     // Past half of its life, with 20 minutes to go.
-    freshd.import("anna", "acme", &rotating.issue("anna").import_aged(2400, 1200)).await;
+    freshd
+        .import(
+            "anna",
+            "acme",
+            &rotating.issue("anna").import_aged(2400, 1200),
+        )
+        .await;
     assert_eq!(server.refreshes().len(), 0);
 
     freshd.config.refresh = "margin = \"30m\"".into();
@@ -56,12 +69,16 @@ async fn a_grant_that_a_new_margin_makes_due_is_refreshed() {
 #[tokio::test]
 async fn a_margin_changed_while_freshd_was_down_is_followed_too() {
     let (rotating, _server, mut freshd) = with_margin("60s").await;
-    freshd.import("anna", "acme", &rotating.issue("anna").import()).await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import())
+        .await;
     freshd.stop().await;
     freshd.config.refresh = "margin = \"10m\"".into();
     freshd.start_again().await;
     eventually("the due time to follow", || async {
-        (600.0..=660.5).contains(&lead(&freshd, "anna").await).then_some(())
+        (600.0..=660.5)
+            .contains(&lead(&freshd, "anna").await)
+            .then_some(())
     })
     .await;
 }
@@ -71,18 +88,33 @@ async fn a_new_rule_takes_effect_on_a_connection_that_is_open() {
     let (rotating, _server, mut freshd) = with_margin("60s").await;
     let anna = rotating.issue("anna").import();
     let path = grant_path("anna", "acme");
-    freshd.config.apps.insert("test".into(), rule(r#"["read"]"#));
+    freshd
+        .config
+        .apps
+        .insert("test".into(), rule(r#"["read"]"#));
     freshd.reload().await.unwrap();
     let mut connection = Connection::open(&freshd.config.socket()).await;
     let refused = connection.send(Method::PUT, &path, Some(&anna)).await;
     assert_eq!(refused.status, 403, "{}", refused.text);
     let uid = rustix::process::getuid().as_raw().to_string();
-    assert!(refused.text.contains(&uid), "it says who the peer is: {}", refused.text);
+    assert!(
+        refused.text.contains(&uid),
+        "it says who the peer is: {}",
+        refused.text
+    );
 
-    freshd.config.apps.insert("test".into(), rule(r#"["read", "import"]"#));
+    freshd
+        .config
+        .apps
+        .insert("test".into(), rule(r#"["read", "import"]"#));
     freshd.reload().await.unwrap();
     let taken = connection.send(Method::PUT, &path, Some(&anna)).await;
-    assert!(matches!(taken.status, 200 | 201), "{} {}", taken.status, taken.text);
+    assert!(
+        matches!(taken.status, 200 | 201),
+        "{} {}",
+        taken.status,
+        taken.text
+    );
 
     freshd.config.apps.remove("test");
     freshd.reload().await.unwrap();
@@ -101,7 +133,9 @@ async fn a_provider_that_a_reload_brings_is_used() {
     freshd.config.providers.insert("second".into(), section);
     freshd.reload().await.unwrap();
 
-    freshd.import("anna", "second", &rotating.issue("anna").import_expired()).await;
+    freshd
+        .import("anna", "second", &rotating.issue("anna").import_expired())
+        .await;
     assert!(rotating.is_active(freshd.token("anna", "second").await.token()));
     assert_eq!(server.refreshes().len(), 1);
 }
@@ -115,20 +149,40 @@ async fn a_bad_configuration_is_refused_whole_and_the_old_one_goes_on() {
 
     // One good change and one bad key: neither is taken.
     freshd.config.refresh = "margin = \"10m\"".into();
-    freshd.config.providers.insert("acme".into(), format!("{good}\nmargn = \"5m\""));
+    freshd
+        .config
+        .providers
+        .insert("acme".into(), format!("{good}\nmargn = \"5m\""));
     let line = freshd.reload().await.expect_err("an unknown key");
     assert!(line.contains("margn"), "the log names the key: {line}");
-    let error = freshd.status().await["reload_error"].as_str().unwrap().to_owned();
-    assert!(error.contains("margn") && error.contains("freshd.toml"), "{error}");
+    let error = freshd.status().await["reload_error"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        error.contains("margn") && error.contains("freshd.toml"),
+        "{error}"
+    );
     let still = lead(&freshd, "anna").await;
-    assert!((60.0..=66.5).contains(&still), "due {still} s before expiry");
-    assert_eq!(freshd.token("anna", "acme").await.token(), anna.access_token);
+    assert!(
+        (60.0..=66.5).contains(&still),
+        "due {still} s before expiry"
+    );
+    assert_eq!(
+        freshd.token("anna", "acme").await.token(),
+        anna.access_token
+    );
 
     freshd.config.providers.insert("acme".into(), good);
     freshd.reload().await.unwrap();
-    assert!(freshd.status().await.get("reload_error").is_none(), "taken, and the error is gone");
+    assert!(
+        freshd.status().await.get("reload_error").is_none(),
+        "taken, and the error is gone"
+    );
     eventually("the due time to follow", || async {
-        (600.0..=660.5).contains(&lead(&freshd, "anna").await).then_some(())
+        (600.0..=660.5)
+            .contains(&lead(&freshd, "anna").await)
+            .then_some(())
     })
     .await;
 }

@@ -24,7 +24,9 @@ async fn stale_grants(users: usize) -> (Gate, Rotating, ScriptedServer, Freshd) 
     let freshd = Freshd::start(config).await;
     for number in 0..users {
         let user = format!("user-{number}");
-        freshd.import(&user, "acme", &rotating.issue(&user).import_expired()).await;
+        freshd
+            .import(&user, "acme", &rotating.issue(&user).import_expired())
+            .await;
     }
     (gate, rotating, server, freshd)
 }
@@ -53,7 +55,11 @@ async fn a_thousand_readers_of_one_stale_grant_cost_one_request_and_get_one_answ
     assert_eq!(freshd.get("/healthz").await.status, 200);
     gate.open();
 
-    let replies: Vec<Reply> = join_all(readers).await.into_iter().map(Result::unwrap).collect();
+    let replies: Vec<Reply> = join_all(readers)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
     let tokens: BTreeSet<&str> = replies.iter().map(Reply::token).collect();
     assert_eq!((replies.len(), tokens.len()), (READERS, 1));
     assert!(rotating.is_active(tokens.first().unwrap()));
@@ -75,7 +81,11 @@ async fn fifty_callers_whose_api_refused_the_same_generation_cost_one_request() 
     assert_eq!(tokens.len(), 1);
     assert!(rotating.is_active(tokens.first().unwrap()));
     assert!(replies.iter().all(|reply| reply.generation() == 3));
-    assert_eq!(server.refreshes().len(), 2, "one of the schedule, one for the fifty");
+    assert_eq!(
+        server.refreshes().len(),
+        2,
+        "one of the schedule, one for the fifty"
+    );
 }
 
 #[tokio::test]
@@ -103,7 +113,11 @@ async fn grants_of_different_users_are_refreshed_side_by_side() {
     let (gate, rotating, server, freshd) = stale_grants(8).await;
     // All eight are under way before the first answer comes.
     server.nth_refresh(8).await;
-    assert_eq!(server.presented().len(), 8, "eight different refresh tokens");
+    assert_eq!(
+        server.presented().len(),
+        8,
+        "eight different refresh tokens"
+    );
     gate.open();
     for number in 0..8 {
         let reply = freshd.token(&format!("user-{number}"), "acme").await;

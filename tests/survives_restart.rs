@@ -18,7 +18,11 @@ async fn first_answer_held(rotating: &Rotating, rotation: &str) -> (Gate, Script
     let mut first = true;
     let server = ScriptedServer::start(move |request| {
         let answer = rules(request);
-        if std::mem::take(&mut first) { answer.held_by(&held) } else { answer }
+        if std::mem::take(&mut first) {
+            answer.held_by(&held)
+        } else {
+            answer
+        }
     })
     .await;
     let config = Config::new().provider("acme", &server, rotation);
@@ -32,7 +36,9 @@ async fn first_answer_held(rotating: &Rotating, rotation: &str) -> (Gate, Script
 async fn sigterm_waits_for_a_refresh_in_flight_and_stores_its_tokens() {
     let rotating = Rotating::new(3600);
     let (gate, server, mut freshd) = first_answer_held(&rotating, "rotation = \"strict\"").await;
-    freshd.import("anna", "acme", &rotating.issue("anna").import_expired()).await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import_expired())
+        .await;
     server.nth_refresh(1).await;
 
     freshd.signal(Signal::TERM);
@@ -52,7 +58,9 @@ async fn while_it_drains_no_new_attempt_begins() {
     let rotating = Rotating::new(3600);
     let (gate, server, mut freshd) = first_answer_held(&rotating, "max-in-flight = 1").await;
     for user in ["anna", "bert"] {
-        freshd.import(user, "acme", &rotating.issue(user).import_expired()).await;
+        freshd
+            .import(user, "acme", &rotating.issue(user).import_expired())
+            .await;
     }
     server.nth_refresh(1).await;
 
@@ -61,7 +69,11 @@ async fn while_it_drains_no_new_attempt_begins() {
     gate.open();
     assert!(freshd.wait_exit().await.success());
 
-    assert_eq!(server.refreshes().len(), 1, "the other one waits for the next start");
+    assert_eq!(
+        server.refreshes().len(),
+        1,
+        "the other one waits for the next start"
+    );
     freshd.start_again().await;
     server.nth_refresh(2).await;
 }
@@ -70,7 +82,9 @@ async fn while_it_drains_no_new_attempt_begins() {
 async fn a_second_sigterm_ends_at_once() {
     let rotating = Rotating::new(3600);
     let (_gate, server, mut freshd) = first_answer_held(&rotating, "").await;
-    freshd.import("anna", "acme", &rotating.issue("anna").import_expired()).await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import_expired())
+        .await;
     server.nth_refresh(1).await;
 
     freshd.signal(Signal::TERM);
@@ -79,7 +93,11 @@ async fn a_second_sigterm_ends_at_once() {
     freshd.signal(Signal::TERM);
     // The gate is still shut: it did not wait for the answer.
     freshd.wait_exit().await;
-    assert!(told.elapsed() < Duration::from_secs(5), "it took {:?}", told.elapsed());
+    assert!(
+        told.elapsed() < Duration::from_secs(5),
+        "it took {:?}",
+        told.elapsed()
+    );
 }
 
 // A kill between the request and its answer, by rotation class. The server has rotated each time.
@@ -121,13 +139,26 @@ async fn a_strict_servers_refresh_token_of_unknown_fate_rests_until_the_access_t
 
     kill_with_the_answer_held(&mut freshd, &server, &gate).await;
 
-    assert_eq!(freshd.token("anna", "acme").await.token(), anna.access_token, "I4");
+    assert_eq!(
+        freshd.token("anna", "acme").await.token(),
+        anna.access_token,
+        "I4"
+    );
     let replay = server.nth_refresh(2).await;
-    assert!(replay.at >= ends, "replayed {:?} before the access token ended", ends - replay.at);
+    assert!(
+        replay.at >= ends,
+        "replayed {:?} before the access token ended",
+        ends - replay.at
+    );
     assert_eq!(replay.refresh_token(), anna.refresh_token);
-    let grant = freshd.wait_for_state("anna", "acme", "needs-authorization").await;
+    let grant = freshd
+        .wait_for_state("anna", "acme", "needs-authorization")
+        .await;
     assert_eq!(grant["reason"], "lost-rotation (probable)");
-    freshd.token("anna", "acme").await.is_problem(409, "needs-authorization");
+    freshd
+        .token("anna", "acme")
+        .await
+        .is_problem(409, "needs-authorization");
     assert_eq!(server.refreshes().len(), 2, "once, not more");
 }
 
@@ -142,7 +173,11 @@ async fn an_unknown_rotation_class_counts_as_strict() {
     kill_with_the_answer_held(&mut freshd, &server, &gate).await;
 
     let replay = server.nth_refresh(2).await;
-    assert!(replay.at >= ends, "replayed {:?} before the access token ended", ends - replay.at);
+    assert!(
+        replay.at >= ends,
+        "replayed {:?} before the access token ended",
+        ends - replay.at
+    );
 }
 
 #[tokio::test]
@@ -153,18 +188,28 @@ async fn a_server_that_does_not_rotate_or_overlaps_is_asked_again_at_once() {
         let mut first = true;
         let server = ScriptedServer::start(move |_| {
             let answer = Answer::tokens("new", "the same", 3600);
-            if std::mem::take(&mut first) { answer.held_by(&held) } else { answer }
+            if std::mem::take(&mut first) {
+                answer.held_by(&held)
+            } else {
+                answer
+            }
         })
         .await;
         let rotation = format!("rotation = {class:?}\nmargin = \"30m\"");
         let mut freshd = Freshd::start(Config::new().provider("acme", &server, &rotation)).await;
         let anna = Rotating::new(3600).issue("anna");
         // Ten minutes to live: only a retry at once can come within the deadline of this test.
-        freshd.import("anna", "acme", &anna.import_aged(3000, 600)).await;
+        freshd
+            .import("anna", "acme", &anna.import_aged(3000, 600))
+            .await;
 
         kill_with_the_answer_held(&mut freshd, &server, &gate).await;
 
-        assert_eq!(server.nth_refresh(2).await.refresh_token(), anna.refresh_token, "{class}");
+        assert_eq!(
+            server.nth_refresh(2).await.refresh_token(),
+            anna.refresh_token,
+            "{class}"
+        );
         freshd.wait_for_generation("anna", "acme", 2).await;
         assert_eq!(freshd.token("anna", "acme").await.token(), "new", "{class}");
     }
@@ -176,15 +221,22 @@ async fn a_server_that_does_not_rotate_or_overlaps_is_asked_again_at_once() {
 async fn the_schedule_survives_a_kill() {
     let rotating = Rotating::new(3600);
     let server = ScriptedServer::start(rotating.script()).await;
-    let config = Config::new().refresh("margin = \"1s\"").provider("acme", &server, "");
+    let config = Config::new()
+        .refresh("margin = \"1s\"")
+        .provider("acme", &server, "");
     let mut freshd = Freshd::start(config).await;
-    freshd.import("anna", "acme", &rotating.issue("anna").import_aged(60, 4)).await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import_aged(60, 4))
+        .await;
     let before = freshd.grant("anna", "acme").await;
 
     freshd.kill().await;
     freshd.start_again().await;
 
-    assert_eq!(freshd.grant("anna", "acme").await["due_at"], before["due_at"]);
+    assert_eq!(
+        freshd.grant("anna", "acme").await["due_at"],
+        before["due_at"]
+    );
     // Nobody reads: only the schedule can do this.
     server.nth_refresh(1).await;
     freshd.wait_for_generation("anna", "acme", 2).await;
@@ -199,10 +251,16 @@ async fn sockets_that_a_kill_left_behind_are_replaced() {
     freshd.import("anna", "acme", &anna.import()).await;
 
     freshd.kill().await;
-    assert!(freshd.config.socket().exists(), "a kill leaves its sockets behind");
+    assert!(
+        freshd.config.socket().exists(),
+        "a kill leaves its sockets behind"
+    );
     freshd.start_again().await;
 
-    assert_eq!(freshd.token("anna", "acme").await.token(), anna.access_token);
+    assert_eq!(
+        freshd.token("anna", "acme").await.token(),
+        anna.access_token
+    );
     assert_eq!(freshd.status().await["state"], "running");
 }
 
@@ -220,8 +278,15 @@ async fn a_second_daemon_on_the_same_state_directory_is_refused() {
 
     assert_eq!(code, Some(75), "{log}");
     let state_dir = freshd.config.state_dir();
-    assert!(log.contains(state_dir.to_str().unwrap()), "it names the directory: {log}");
-    assert_eq!(freshd.token("anna", "acme").await.token(), anna.access_token, "the first goes on");
+    assert!(
+        log.contains(state_dir.to_str().unwrap()),
+        "it names the directory: {log}"
+    );
+    assert_eq!(
+        freshd.token("anna", "acme").await.token(),
+        anna.access_token,
+        "the first goes on"
+    );
 }
 
 #[tokio::test]
@@ -236,7 +301,11 @@ async fn with_a_wrong_or_missing_key_it_stops_with_78_and_changes_not_one_byte()
     let key = freshd.config.key_file();
     let right = std::fs::read(&key).unwrap();
     let before = contents(&freshd.config.state_dir());
-    assert!(before.keys().any(|name| name.ends_with("-wal")), "{:?}", before.keys());
+    assert!(
+        before.keys().any(|name| name.ends_with("-wal")),
+        "{:?}",
+        before.keys()
+    );
 
     std::fs::remove_file(&key).unwrap();
     let (code, log) = freshd.run_another().await;
@@ -252,7 +321,10 @@ async fn with_a_wrong_or_missing_key_it_stops_with_78_and_changes_not_one_byte()
 
     support::daemon::write_private(&key, &right);
     freshd.start_again().await;
-    assert_eq!(freshd.token("anna", "acme").await.token(), anna.access_token);
+    assert_eq!(
+        freshd.token("anna", "acme").await.token(),
+        anna.access_token
+    );
 }
 
 /// Every file below a directory, by name, with its bytes.
@@ -279,6 +351,9 @@ async fn stops_and_kills_in_turn_leave_a_store_that_opens() {
         freshd.kill().await;
         freshd.start_again().await;
     }
-    assert_eq!(freshd.token("anna", "acme").await.token(), anna.access_token);
+    assert_eq!(
+        freshd.token("anna", "acme").await.token(),
+        anna.access_token
+    );
     assert_eq!(server.refreshes().len(), 0);
 }

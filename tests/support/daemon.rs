@@ -38,7 +38,10 @@ pub struct Config {
 impl Config {
     /// One app with our uid that may read, import and revoke everywhere; no provider yet.
     pub fn new() -> Config {
-        let dir = tempfile::Builder::new().prefix("freshd-").tempdir().expect("a directory");
+        let dir = tempfile::Builder::new()
+            .prefix("freshd-")
+            .tempdir()
+            .expect("a directory");
         for name in ["state", "secrets", "shared", "admin"] {
             private_dir(&dir.path().join(name));
         }
@@ -49,7 +52,10 @@ impl Config {
             providers: BTreeMap::new(),
             apps: BTreeMap::new(),
         };
-        config.app("test", &format!("{}\nmay = [\"read\", \"import\", \"revoke\"]", our_uid()))
+        config.app(
+            "test",
+            &format!("{}\nmay = [\"read\", \"import\", \"revoke\"]", our_uid()),
+        )
     }
 
     /// Adds to `[daemon]`.
@@ -68,7 +74,14 @@ impl Config {
     pub fn provider(self, name: &str, server: &ScriptedServer, toml: &str) -> Config {
         let (token, revocation) = (server.token_endpoint(), server.revocation_endpoint());
         let client = format!("client-{name}");
-        self.provider_at(name, &token, &revocation, &client, &format!("secret of {name}"), toml)
+        self.provider_at(
+            name,
+            &token,
+            &revocation,
+            &client,
+            &format!("secret of {name}"),
+            toml,
+        )
     }
 
     /// Adds a provider anywhere. The secret goes into a file of its own.
@@ -189,7 +202,10 @@ pub fn our_uid() -> String {
 
 fn private_dir(path: &Path) {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().mode(0o700).create(path).expect("the directory is ours");
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .expect("the directory is ours");
 }
 
 /// Writes a file of mode 0600.
@@ -230,7 +246,9 @@ struct Running {
 impl Running {
     /// Waits until it has ended and all it wrote is in the log.
     async fn wait_exit(&mut self) -> ExitStatus {
-        let status = within("freshd to end", self.child.wait()).await.expect("our child");
+        let status = within("freshd to end", self.child.wait())
+            .await
+            .expect("our child");
         // Whoever waits twice finds the log read already.
         if !self.following.is_finished() {
             let read = within("the end of freshd's log", &mut self.following).await;
@@ -243,7 +261,11 @@ impl Running {
         let mut datagram = [0; 4096];
         let told = async {
             loop {
-                let length = self.notify.recv(&mut datagram).await.expect("the socket is ours");
+                let length = self
+                    .notify
+                    .recv(&mut datagram)
+                    .await
+                    .expect("the socket is ours");
                 let text = String::from_utf8_lossy(&datagram[..length]);
                 if text.lines().any(|line| line == "READY=1") {
                     return;
@@ -270,7 +292,12 @@ impl Freshd {
         config.write();
         let log = watch::Sender::new(Vec::new());
         let running = spawn(&config, &log, 0);
-        let mut freshd = Freshd { config, running, log, starts: 1 };
+        let mut freshd = Freshd {
+            config,
+            running,
+            log,
+            starts: 1,
+        };
         freshd.running.wait_until_ready().await;
         freshd
     }
@@ -339,7 +366,11 @@ impl Freshd {
                 line.contains(RELOADED) || line.contains(RELOAD_REFUSED)
             })
             .await;
-        if line.contains(RELOADED) { Ok(()) } else { Err(line) }
+        if line.contains(RELOADED) {
+            Ok(())
+        } else {
+            Err(line)
+        }
     }
 
     /// Returns what the daemon and its predecessors wrote to stderr.
@@ -354,7 +385,8 @@ impl Freshd {
 
     /// Waits for a line that contains `text`, and returns it.
     pub async fn wait_for_log(&self, text: &str) -> String {
-        self.wait_for_log_line(0, text, |line| line.contains(text)).await
+        self.wait_for_log_line(0, text, |line| line.contains(text))
+            .await
     }
 
     /// Waits for a line after the first `seen` ones, and returns it.
@@ -368,13 +400,18 @@ impl Freshd {
         let mut log = self.log.subscribe();
         let there = log.wait_for(|lines| find(lines).is_some());
         let what = format!("{what:?} in the log");
-        let lines = within(&what, there).await.expect("freshd's log is held here");
+        let lines = within(&what, there)
+            .await
+            .expect("freshd's log is held here");
         find(&lines).expect("it was there just now")
     }
 
     /// Sends one request to the shared socket.
     pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Reply {
-        Connection::open(&self.config.socket()).await.send(method, path, body).await
+        Connection::open(&self.config.socket())
+            .await
+            .send(method, path, body)
+            .await
     }
 
     /// `GET` at the shared socket.
@@ -399,7 +436,10 @@ impl Freshd {
 
     /// Sends one request to the admin socket.
     pub async fn admin(&self, method: Method, path: &str) -> Reply {
-        Connection::open(&self.config.admin_socket()).await.send(method, path, None).await
+        Connection::open(&self.config.admin_socket())
+            .await
+            .send(method, path, None)
+            .await
     }
 
     /// Returns the socket of an app that has its own.
@@ -420,7 +460,12 @@ impl Freshd {
     /// Imports what an app already has, and panics unless it is taken.
     pub async fn import(&self, user: &str, provider: &str, body: &Value) -> Reply {
         let reply = self.put(&grant_path(user, provider), body).await;
-        assert!(matches!(reply.status, 200 | 201), "not imported: {} {}", reply.status, reply.text);
+        assert!(
+            matches!(reply.status, 200 | 201),
+            "not imported: {} {}",
+            reply.status,
+            reply.text
+        );
         reply
     }
 
@@ -442,10 +487,13 @@ impl Freshd {
 
     /// Waits until a grant has at least this generation, and returns it.
     pub async fn wait_for_generation(&self, user: &str, provider: &str, generation: u64) -> Value {
-        eventually(&format!("generation {generation} of {user} at {provider}"), || async {
-            let grant = self.grant(user, provider).await;
-            (grant["generation"].as_u64() >= Some(generation)).then_some(grant)
-        })
+        eventually(
+            &format!("generation {generation} of {user} at {provider}"),
+            || async {
+                let grant = self.grant(user, provider).await;
+                (grant["generation"].as_u64() >= Some(generation)).then_some(grant)
+            },
+        )
         .await
     }
 
@@ -460,8 +508,13 @@ impl Freshd {
     pub async fn wait_for_provider(&self, name: &str, state: &str) -> Value {
         eventually(&format!("provider {name} to be {state}"), || async {
             let status = self.status().await;
-            let providers = status["providers"].as_array().expect("status lists providers");
-            let provider = providers.iter().find(|p| p["name"] == name).expect("it is there");
+            let providers = status["providers"]
+                .as_array()
+                .expect("status lists providers");
+            let provider = providers
+                .iter()
+                .find(|p| p["name"] == name)
+                .expect("it is there");
             (provider["state"] == state).then(|| provider.clone())
         })
         .await
@@ -511,7 +564,9 @@ pub async fn freshctl(args: &[&str], stdin: &str) -> Said {
     // A command that does not read its input closes it, which is its right.
     let _ = input.write_all(stdin.as_bytes()).await;
     drop(input);
-    let output = within("freshctl to end", child.wait_with_output()).await.expect("our child");
+    let output = within("freshctl to end", child.wait_with_output())
+        .await
+        .expect("our child");
     Said {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -522,16 +577,14 @@ pub async fn freshctl(args: &[&str], stdin: &str) -> Said {
 /// Nothing of the tester's environment reaches the binaries, proxies and systemd's variables least of all.
 fn clean_command(program: &str) -> Command {
     let mut command = Command::new(program);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.kill_on_drop(true);
     command
 }
 
-fn spawn(
-    config: &Config,
-    log: &watch::Sender<Vec<String>>,
-    start: usize,
-) -> Running {
+fn spawn(config: &Config, log: &watch::Sender<Vec<String>>, start: usize) -> Running {
     // A socket for each start: a late word of the last daemon can't be taken for this one's.
     let notify = config.path().join(format!("notify-{start}"));
     let _ = std::fs::remove_file(&notify);
@@ -548,7 +601,11 @@ fn spawn(
         .expect("freshd was built");
     let stderr = child.stderr.take().expect("it is piped");
     let following = tokio::spawn(follow(stderr, log.clone()));
-    Running { child, notify: socket, following }
+    Running {
+        child,
+        notify: socket,
+        following,
+    }
 }
 
 async fn follow(stderr: tokio::process::ChildStderr, log: watch::Sender<Vec<String>>) {

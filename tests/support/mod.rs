@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "no test file uses all of it")]
 
+pub mod canary;
 pub mod daemon;
 pub mod http;
 pub mod node_server;
@@ -47,7 +48,10 @@ where
 }
 
 /// Reads the monotonic clock, to tell which of two things came first and by how much.
-#[expect(clippy::disallowed_methods, reason = "a test may look at the clock; the code it tests may not")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test may look at the clock; the code it tests may not"
+)]
 pub fn instant() -> Instant {
     Instant::now()
 }
@@ -59,7 +63,11 @@ pub fn unix_now() -> i64 {
 
 /// Reads an RFC 3339 moment of an answer, in seconds since the epoch.
 pub fn seconds(moment: &serde_json::Value) -> f64 {
-    let text = moment.as_str().unwrap_or_else(|| panic!("not a moment: {moment}"));
-    let at: jiff::Timestamp = text.parse().unwrap_or_else(|e| panic!("not RFC 3339: {text}: {e}"));
+    let text = moment
+        .as_str()
+        .unwrap_or_else(|| panic!("not a moment: {moment}"));
+    let at: jiff::Timestamp = text
+        .parse()
+        .unwrap_or_else(|e| panic!("not RFC 3339: {text}: {e}"));
     at.as_millisecond() as f64 / 1000.0
 }

@@ -11,8 +11,14 @@ use tokio::process::{Child, Command};
 
 use super::within;
 
-const SOURCES: [&str; 6] =
-    [".npmrc", "package.json", "package-lock.json", "server.mjs", "store.mjs", "login.mjs"];
+const SOURCES: [&str; 6] = [
+    ".npmrc",
+    "package.json",
+    "package-lock.json",
+    "server.mjs",
+    "store.mjs",
+    "login.mjs",
+];
 
 /// The running server; it ends when this is dropped.
 pub struct NodeServer {
@@ -65,8 +71,17 @@ impl NodeServer {
             .expect("oidc-provider says where it listens");
         let about = serde_json::from_str(&announcement).expect("server.mjs prints JSON");
         // Tests hold its standard input open as long as they need it.
-        let http = reqwest::Client::builder().no_proxy().build().expect("a plain client");
-        NodeServer { about, announcement, directory, http, _child: child }
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a plain client");
+        NodeServer {
+            about,
+            announcement,
+            directory,
+            http,
+            _child: child,
+        }
     }
 
     /// Logs users in by a code flow with PKCE, and returns each one's token response.
@@ -81,14 +96,22 @@ impl NodeServer {
             .spawn()
             .expect("node is installed");
         let mut stdin = child.stdin.take().expect("it is piped");
-        stdin.write_all(self.announcement.as_bytes()).await.expect("login.mjs reads it");
+        stdin
+            .write_all(self.announcement.as_bytes())
+            .await
+            .expect("login.mjs reads it");
         drop(stdin);
-        let output = within("the logins", child.wait_with_output()).await.expect("our child");
+        let output = within("the logins", child.wait_with_output())
+            .await
+            .expect("our child");
         assert!(output.status.success(), "login.mjs: {}", output.status);
         let text = String::from_utf8(output.stdout).expect("JSON is UTF-8");
         let answers = text.lines().map(|line| {
             let mut answer: Value = serde_json::from_str(line).expect("login.mjs prints JSON");
-            let user = answer["user"].as_str().expect("it names the user").to_owned();
+            let user = answer["user"]
+                .as_str()
+                .expect("it names the user")
+                .to_owned();
             (user, answer["tokens"].take())
         });
         answers.collect()
@@ -96,13 +119,20 @@ impl NodeServer {
 
     /// Asks the server whether an access token is alive (RFC 7662).
     pub async fn is_active(&self, token: &str) -> bool {
-        let answer = self.ask(&self.about.introspection_endpoint, &[("token", token)]).await;
-        answer.1["active"].as_bool().expect("RFC 7662 §2.2 requires it")
+        let answer = self
+            .ask(&self.about.introspection_endpoint, &[("token", token)])
+            .await;
+        answer.1["active"]
+            .as_bool()
+            .expect("RFC 7662 §2.2 requires it")
     }
 
     /// Presents a refresh token, as a client beside freshd would; returns the status and the answer.
     pub async fn refresh(&self, refresh_token: &str) -> (u16, Value) {
-        let form = [("grant_type", "refresh_token"), ("refresh_token", refresh_token)];
+        let form = [
+            ("grant_type", "refresh_token"),
+            ("refresh_token", refresh_token),
+        ];
         self.ask(&self.about.token_endpoint, &form).await
     }
 
@@ -126,7 +156,10 @@ impl NodeServer {
         let encoded = |text: &str| -> String {
             url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
         };
-        let (id, secret) = (encoded(&self.about.client_id), encoded(&self.about.client_secret));
+        let (id, secret) = (
+            encoded(&self.about.client_id),
+            encoded(&self.about.client_secret),
+        );
         let request = self.http.post(url).basic_auth(id, Some(secret)).form(form);
         let answer = within(url, request.send()).await.expect("the server runs");
         let status = answer.status().as_u16();
@@ -142,7 +175,12 @@ async fn installed() -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/oidc-provider");
     let texts: Vec<(&str, Vec<u8>)> = SOURCES
         .iter()
-        .map(|name| (*name, std::fs::read(sources.join(name)).expect("it is in the repository")))
+        .map(|name| {
+            (
+                *name,
+                std::fs::read(sources.join(name)).expect("it is in the repository"),
+            )
+        })
         .collect();
     let peers = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers");
     let home = peers.join(format!("oidc-provider-{:016x}", fingerprint(&texts)));
@@ -150,7 +188,10 @@ async fn installed() -> PathBuf {
         return home;
     }
     std::fs::create_dir_all(&peers).expect("target/ is ours");
-    let new = tempfile::Builder::new().prefix("new-").tempdir_in(&peers).expect("it is ours");
+    let new = tempfile::Builder::new()
+        .prefix("new-")
+        .tempdir_in(&peers)
+        .expect("it is ours");
     for (name, text) in &texts {
         std::fs::write(new.path().join(name), text).expect("it is ours");
     }

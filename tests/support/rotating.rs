@@ -122,13 +122,23 @@ impl Rotating {
             expires_in: rules.expires_in,
         };
         let user = user.to_owned();
-        rules.families.push(Family { user, revoked: false, refreshes: 0, sets: vec![set] });
+        rules.families.push(Family {
+            user,
+            revoked: false,
+            refreshes: 0,
+            sets: vec![set],
+        });
         issued
     }
 
     /// The user withdraws the grant at the server.
     pub fn revoke(&self, user: &str) {
-        for family in self.rules().families.iter_mut().filter(|family| family.user == user) {
+        for family in self
+            .rules()
+            .families
+            .iter_mut()
+            .filter(|family| family.user == user)
+        {
             family.revoked = true;
         }
     }
@@ -136,14 +146,26 @@ impl Rotating {
     /// Returns what a resource server would learn about an access token.
     pub fn is_active(&self, access_token: &str) -> bool {
         let now = instant();
-        self.rules().families.iter().filter(|family| !family.revoked).any(|family| {
-            family.sets.iter().any(|set| set.access_token == access_token && set.expires_at > now)
-        })
+        self.rules()
+            .families
+            .iter()
+            .filter(|family| !family.revoked)
+            .any(|family| {
+                family
+                    .sets
+                    .iter()
+                    .any(|set| set.access_token == access_token && set.expires_at > now)
+            })
     }
 
     /// Returns how many token sets `user` got by refreshing.
     pub fn refreshes(&self, user: &str) -> usize {
-        self.rules().families.iter().filter(|f| f.user == user).map(|f| f.refreshes).sum()
+        self.rules()
+            .families
+            .iter()
+            .filter(|f| f.user == user)
+            .map(|f| f.refreshes)
+            .sum()
     }
 
     /// Returns how many token sets each user got by refreshing.
@@ -196,7 +218,10 @@ impl Rules {
 
     fn refresh(&mut self, refresh_token: &str) -> Answer {
         let place = self.families.iter().enumerate().find_map(|(family, f)| {
-            let set = f.sets.iter().position(|set| set.refresh_token == refresh_token)?;
+            let set = f
+                .sets
+                .iter()
+                .position(|set| set.refresh_token == refresh_token)?;
             Some((family, set))
         });
         let Some((family, presented)) = place else {
@@ -225,8 +250,15 @@ impl Rules {
     }
 
     fn current(&self, family: usize) -> Answer {
-        let set = self.families[family].sets.last().expect("a family has a set");
-        let left = set.expires_at.duration_since(instant()).as_secs_f64().ceil() as u64;
+        let set = self.families[family]
+            .sets
+            .last()
+            .expect("a family has a set");
+        let left = set
+            .expires_at
+            .duration_since(instant())
+            .as_secs_f64()
+            .ceil() as u64;
         Answer::tokens(&set.access_token, &set.refresh_token, left)
     }
 

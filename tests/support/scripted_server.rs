@@ -48,7 +48,9 @@ impl RecordedRequest {
     pub fn basic(&self) -> Option<(String, String)> {
         let header = self.headers.get("authorization")?.to_str().ok()?;
         let encoded = header.strip_prefix("Basic ")?;
-        let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).ok()?;
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(encoded)
+            .ok()?;
         let text = String::from_utf8(bytes).ok()?;
         let (id, secret) = text.split_once(':')?;
         Some((form_decoded(id), form_decoded(secret)))
@@ -56,14 +58,19 @@ impl RecordedRequest {
 
     /// Returns everything a careless server might echo: each header and the body.
     pub fn echo(&self) -> String {
-        let headers: Vec<String> =
-            self.headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect();
+        let headers: Vec<String> = self
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value:?}"))
+            .collect();
         format!("{}\n{}", headers.join("\n"), self.body)
     }
 }
 
 fn form_decoded(text: &str) -> String {
-    percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
+    percent_encoding::percent_decode_str(&text.replace('+', " "))
+        .decode_utf8_lossy()
+        .into_owned()
 }
 
 /// Holds answers back until the test opens it.
@@ -111,7 +118,13 @@ impl Answer {
     /// Answers `body` as it is.
     pub fn raw(status: u16, content_type: &str, body: impl Into<Bytes>) -> Answer {
         let headers = vec![("content-type".to_owned(), content_type.to_owned())];
-        Answer { status, headers, body: body.into(), gate: None, ending: Ending::Whole }
+        Answer {
+            status,
+            headers,
+            body: body.into(),
+            gate: None,
+            ending: Ending::Whole,
+        }
     }
 
     /// Answers JSON.
@@ -186,20 +199,33 @@ impl ScriptedServer {
     pub async fn start(
         script: impl FnMut(&RecordedRequest) -> Answer + Send + 'static,
     ) -> ScriptedServer {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a loopback port");
         let port = listener.local_addr().expect("it is bound").port();
         let script: Box<Script> = Box::new(script);
         let requests = watch::Sender::new(Vec::new());
-        let state = Arc::new(State { script: Mutex::new(script), requests });
+        let state = Arc::new(State {
+            script: Mutex::new(script),
+            requests,
+        });
         let accepting = tokio::spawn(accept(listener, state.clone())).abort_handle();
-        ScriptedServer { port, state, accepting }
+        ScriptedServer {
+            port,
+            state,
+            accepting,
+        }
     }
 
     /// Answers these in turn; what comes after them gets a 500 that says so.
     pub async fn in_turn(answers: impl IntoIterator<Item = Answer>) -> ScriptedServer {
-        let mut answers = answers.into_iter().collect::<std::collections::VecDeque<_>>();
+        let mut answers = answers
+            .into_iter()
+            .collect::<std::collections::VecDeque<_>>();
         ScriptedServer::start(move |_| {
-            answers.pop_front().unwrap_or_else(|| Answer::error(500, "the_script_has_ended"))
+            answers
+                .pop_front()
+                .unwrap_or_else(|| Answer::error(500, "the_script_has_ended"))
         })
         .await
     }
@@ -221,19 +247,33 @@ impl ScriptedServer {
 
     /// Returns every request at the token endpoint so far, in order of arrival.
     pub fn refreshes(&self) -> Vec<RecordedRequest> {
-        self.state.requests.borrow().iter().filter(|r| r.is_refresh()).cloned().collect()
+        self.state
+            .requests
+            .borrow()
+            .iter()
+            .filter(|r| r.is_refresh())
+            .cloned()
+            .collect()
     }
 
     /// Returns every request at the revocation endpoint so far, in order of arrival.
     pub fn revocations(&self) -> Vec<RecordedRequest> {
-        self.state.requests.borrow().iter().filter(|r| !r.is_refresh()).cloned().collect()
+        self.state
+            .requests
+            .borrow()
+            .iter()
+            .filter(|r| !r.is_refresh())
+            .cloned()
+            .collect()
     }
 
     /// Returns how often each refresh token was presented.
     pub fn presented(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for request in self.refreshes() {
-            *counts.entry(request.refresh_token().to_owned()).or_insert(0) += 1;
+            *counts
+                .entry(request.refresh_token().to_owned())
+                .or_insert(0) += 1;
         }
         counts
     }
@@ -245,7 +285,8 @@ impl ScriptedServer {
 
     /// Waits for the `n`th request at the revocation endpoint (1 is the first) and returns it.
     pub async fn nth_revocation(&self, n: usize) -> RecordedRequest {
-        self.nth(n, |request| !request.is_refresh(), "revocation").await
+        self.nth(n, |request| !request.is_refresh(), "revocation")
+            .await
     }
 
     async fn nth(
@@ -258,8 +299,14 @@ impl ScriptedServer {
         let mut requests = self.state.requests.subscribe();
         let enough = requests.wait_for(|all| all.iter().filter(|r| wanted(r)).count() >= n);
         let what = format!("{name} {n} at the scripted server");
-        let all = within(&what, enough).await.expect("the server holds the sender");
-        all.iter().filter(|r| wanted(r)).nth(n - 1).expect("there are n").clone()
+        let all = within(&what, enough)
+            .await
+            .expect("the server holds the sender");
+        all.iter()
+            .filter(|r| wanted(r))
+            .nth(n - 1)
+            .expect("there are n")
+            .clone()
     }
 }
 
@@ -288,10 +335,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
 #[error("the script ends this connection")]
 struct Scripted;
 
-async fn answer(
-    request: Request<Incoming>,
-    state: Arc<State>,
-) -> Result<Response<Body>, Scripted> {
+async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Body>, Scripted> {
     let (parts, body) = request.into_parts();
     let bytes = body.collect().await.map_err(|_| Scripted)?.to_bytes();
     let recorded = RecordedRequest {
@@ -327,7 +371,10 @@ fn respond(answer: Answer) -> Result<Response<Body>, Scripted> {
             response = response.header("content-length", whole);
             let part = Frame::data(answer.body.slice(..bytes.min(whole)));
             let end = std::io::Error::other(Scripted);
-            BodyExt::boxed(StreamBody::new(futures_util::stream::iter([Ok(part), Err(end)])))
+            BodyExt::boxed(StreamBody::new(futures_util::stream::iter([
+                Ok(part),
+                Err(end),
+            ])))
         }
         Ending::ThenClosed => {
             response = response.header("connection", "close");
@@ -339,5 +386,7 @@ fn respond(answer: Answer) -> Result<Response<Body>, Scripted> {
 }
 
 fn full(body: Bytes) -> Body {
-    Full::new(body).map_err(|never: Infallible| match never {}).boxed()
+    Full::new(body)
+        .map_err(|never: Infallible| match never {})
+        .boxed()
 }

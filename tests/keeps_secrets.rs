@@ -51,7 +51,7 @@ async fn talkative(server: &ScriptedServer, secret: &str) -> Freshd {
 /// The key in both forms it could take: as its file spells it, and as the bytes that stand for.
 fn key_canaries(file: &Path) -> Vec<Canary> {
     use base64::Engine;
-    let bytes = std::fs::read(file).unwrap();
+    let bytes = std::fs::read(file).expect("the key is ours");
     let mut canaries = vec![Canary::new("the key file", bytes.trim_ascii().to_vec())];
     for line in String::from_utf8_lossy(&bytes).lines().map(str::trim) {
         let standard = base64::engine::general_purpose::STANDARD.decode(line);

@@ -19,9 +19,9 @@ async fn present(server: &ScriptedServer, token: &str) -> Result<(u16, String), 
 }
 
 async fn refreshed(server: &ScriptedServer, token: &str) -> Value {
-    let (status, text) = present(server, token).await.unwrap();
+    let (status, text) = present(server, token).await.expect("a whole answer");
     assert_eq!(status, 200, "{text}");
-    serde_json::from_str(&text).unwrap()
+    serde_json::from_str(&text).expect("JSON")
 }
 
 #[tokio::test]

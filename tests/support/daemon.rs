@@ -17,11 +17,6 @@ use tokio::task::JoinHandle;
 
 use super::{Connection, Reply, ScriptedServer, eventually, within};
 
-/// In the log when a reload was taken.
-pub const RELOADED: &str = "configuration reloaded";
-/// In the log when a reload was refused.
-pub const RELOAD_REFUSED: &str = "configuration refused";
-
 /// What `freshd.toml` will say. Every value is the inside of its TOML section.
 pub struct Config {
     dir: tempfile::TempDir,
@@ -258,22 +253,8 @@ impl Running {
     }
 
     async fn wait_until_ready(&mut self) {
-        let mut datagram = [0; 4096];
-        let told = async {
-            loop {
-                let length = self
-                    .notify
-                    .recv(&mut datagram)
-                    .await
-                    .expect("the socket is ours");
-                let text = String::from_utf8_lossy(&datagram[..length]);
-                if text.lines().any(|line| line == "READY=1") {
-                    return;
-                }
-            }
-        };
         tokio::select! {
-            () = within("freshd to be ready", told) => return,
+            () = within("freshd to be ready", told_ready(&self.notify)) => return,
             _ = self.child.wait() => {}
         }
         let status = self.wait_exit().await;
@@ -356,20 +337,14 @@ impl Freshd {
         (status.code(), log.borrow().join("\n"))
     }
 
-    /// Writes the configuration, sends SIGHUP, and waits for the verdict: `Err` is the log line of a refusal.
+    /// Writes the configuration, sends SIGHUP, and waits for the verdict: `Err` says why it was refused.
     pub async fn reload(&self) -> Result<(), String> {
         self.config.write();
-        let seen = self.log_length();
         self.signal(Signal::HUP);
-        let line = self
-            .wait_for_log_line(seen, "a reload's verdict", |line| {
-                line.contains(RELOADED) || line.contains(RELOAD_REFUSED)
-            })
-            .await;
-        if line.contains(RELOADED) {
-            Ok(())
-        } else {
-            Err(line)
+        within("the reload", told_ready(&self.running.notify)).await;
+        match &self.status().await["reload_error"] {
+            Value::Null => Ok(()),
+            error => Err(error.as_str().expect("it is text").to_owned()),
         }
     }
 
@@ -378,28 +353,12 @@ impl Freshd {
         self.log.borrow().join("\n")
     }
 
-    /// Returns how many lines there are, to wait for later ones.
-    pub fn log_length(&self) -> usize {
-        self.log.borrow().len()
-    }
-
     /// Waits for a line that contains `text`, and returns it.
     pub async fn wait_for_log(&self, text: &str) -> String {
-        self.wait_for_log_line(0, text, |line| line.contains(text))
-            .await
-    }
-
-    /// Waits for a line after the first `seen` ones, and returns it.
-    pub async fn wait_for_log_line(
-        &self,
-        seen: usize,
-        what: &str,
-        wanted: impl Fn(&str) -> bool,
-    ) -> String {
-        let find = |lines: &Vec<String>| lines.iter().skip(seen).find(|l| wanted(l)).cloned();
+        let find = |lines: &Vec<String>| lines.iter().find(|line| line.contains(text)).cloned();
         let mut log = self.log.subscribe();
         let there = log.wait_for(|lines| find(lines).is_some());
-        let what = format!("{what:?} in the log");
+        let what = format!("{text:?} in the log");
         let lines = within(&what, there)
             .await
             .expect("freshd's log is held here");
@@ -582,6 +541,21 @@ fn clean_command(program: &str) -> Command {
         .env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.kill_on_drop(true);
     command
+}
+
+/// Waits for the word that comes after a start and after each reload (`sd_notify(3)`).
+async fn told_ready(notify: &UnixDatagram) {
+    let mut datagram = [0; 4096];
+    loop {
+        let length = notify
+            .recv(&mut datagram)
+            .await
+            .expect("the socket is ours");
+        let text = String::from_utf8_lossy(&datagram[..length]);
+        if text.lines().any(|line| line == "READY=1") {
+            return;
+        }
+    }
 }
 
 fn spawn(config: &Config, log: &watch::Sender<Vec<String>>, start: usize) -> Running {

@@ -81,8 +81,8 @@ fn sources(module: &str) -> Vec<PathBuf> {
 }
 
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(folder).expect("the sources are there") {
+        let path = entry.expect("the sources are there").path();
         if path.is_dir() {
             collect(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -94,8 +94,15 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
 fn lines(files: &[PathBuf]) -> Vec<Line> {
     let mut all = Vec::new();
     for file in files {
-        let short = file.strip_prefix(root()).unwrap().to_owned();
-        for (index, text) in fs::read_to_string(file).unwrap().lines().enumerate() {
+        let short = file
+            .strip_prefix(root())
+            .expect("the sources are there")
+            .to_owned();
+        for (index, text) in fs::read_to_string(file)
+            .expect("the sources are there")
+            .lines()
+            .enumerate()
+        {
             if !text.trim_start().starts_with("//") {
                 all.push(Line {
                     file: short.clone(),

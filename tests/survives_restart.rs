@@ -329,12 +329,18 @@ async fn with_a_wrong_or_missing_key_it_stops_with_78_and_changes_not_one_byte()
 
 /// Every file below a directory, by name, with its bytes.
 fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(directory).unwrap();
+    let entries = std::fs::read_dir(directory).expect("the directory is ours");
     entries
         .map(|entry| {
-            let entry = entry.unwrap();
-            let name = entry.file_name().into_string().unwrap();
-            (name, std::fs::read(entry.path()).unwrap())
+            let entry = entry.expect("the directory is ours");
+            let name = entry
+                .file_name()
+                .into_string()
+                .expect("the directory is ours");
+            (
+                name,
+                std::fs::read(entry.path()).expect("the directory is ours"),
+            )
         })
         .collect()
 }

@@ -1,1 +1,181 @@
-//! ctl
+//! `freshctl`: the admin's and developer's command.
+//!
+//! It talks HTTP/1.1 to the daemon over a Unix socket, mostly the admin one; the verbs that
+//! an app may use work on an app's socket too. No clock is read here: relative times are counted from the
+//! `Date` of the daemon's own answer. Standard output holds what was asked for, standard error the
+//! rest, and no secret is printed but by `freshctl token`.
+//!
+//! | module | has |
+//! |---|---|
+//! | `args` | the command line |
+//! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
+//! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
+//! | `status`, `grants`, `token`, `control` | the commands that ask the daemon |
+//! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
+//! | `local` | the commands that need no daemon |
+
+mod args;
+mod bulk;
+mod call_error;
+mod client;
+mod console;
+mod control;
+mod failure;
+mod grants;
+mod import;
+mod lines;
+mod local;
+mod output;
+mod report;
+mod socket;
+mod status;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use client::Client;
+pub use console::{Console, Terminals};
+use failure::{Exit, Failure};
+use output::Look;
+
+/// Runs the command in this process's surroundings.
+pub fn main() -> ExitCode {
+    let terminals = Terminals {
+        stdin: io::stdin().is_terminal(),
+        stdout: io::stdout().is_terminal(),
+        stderr: io::stderr().is_terminal(),
+    };
+    let mut console = Console {
+        stdin: Box::new(io::stdin()),
+        stdout: &mut io::stdout(),
+        stderr: &mut io::stderr(),
+        terminals,
+        env: &|name| std::env::var_os(name),
+        root: rustix::process::geteuid().is_root(),
+    };
+    ExitCode::from(run(std::env::args_os(), &mut console))
+}
+
+/// Runs one command line, the program's name first, and returns the exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, console),
+    };
+    let ended = dispatch(cli, console).and_then(|exit| {
+        console.stdout.flush().map_err(Failure::output)?;
+        Ok(exit)
+    });
+    match ended {
+        Ok(exit) => exit as u8,
+        Err(failure) => console.tell(&failure),
+    }
+}
+
+/// Prints help and version to standard output, anything else as an error of the command line.
+fn usage(error: &clap::Error, console: &mut Console<'_>) -> u8 {
+    let text = error.render().to_string();
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        return match console.print(&text) {
+            Ok(()) => Exit::Ok as u8,
+            Err(failure) => console.tell(&failure),
+        };
+    }
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let _ = write!(console.stderr, "freshctl: {text}");
+    Exit::Usage as u8
+}
+
+/// What a command that asks the daemon works with.
+struct Session<'c, 'i> {
+    client: Arc<Client>,
+    console: &'c mut Console<'i>,
+    look: Look,
+}
+
+fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
+    let global = cli.global;
+    let plain = global.no_color || (console.env)("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let look = Look {
+        terminal: console.terminals.stdout,
+        color: !plain,
+        json: global.json,
+    };
+    match cli.command {
+        Command::CheckConfig => {
+            return local::check_config(global.config.as_deref(), look, console);
+        }
+        Command::Key {
+            command: args::Key::Generate { file },
+        } => {
+            return local::generate_key(&file, look, console);
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "freshctl", &mut script);
+            console.stdout.write_all(&script).map_err(Failure::output)?;
+            return Ok(Exit::Ok);
+        }
+        _ => {}
+    }
+    let socket = socket::find(
+        global.socket.as_deref(),
+        global.config.as_deref(),
+        console.env,
+        console.root,
+    )?;
+    let client = Arc::new(Client::new(&socket, global.namespace.as_deref()));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))?;
+    runtime.block_on(ask(
+        cli.command,
+        &mut Session {
+            client,
+            console,
+            look,
+        },
+    ))
+}
+
+/// Runs the commands that ask the daemon.
+async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
+    match command {
+        Command::Status => status::status(session).await,
+        Command::Providers => status::providers(session).await,
+        Command::Grants(args) => grants::list(session, &args).await,
+        Command::Show { user, provider } => grants::show(session, &user, provider.as_deref()).await,
+        Command::Token(args) => token::token(session, &args).await,
+        Command::Refresh { grant, generation } => token::refresh(session, &grant, generation).await,
+        Command::Import(args) => match &args.jsonl {
+            Some(file) => bulk::import(session, &args, file).await,
+            None => import::import(session, &args).await,
+        },
+        Command::Activity { user } => control::activity(session, &user).await,
+        Command::Pause(target) => control::change(session, &target, control::Way::Pause).await,
+        Command::Resume(target) => control::change(session, &target, control::Way::Resume).await,
+        Command::Release(args) => control::release(session, &args).await,
+        Command::Revoke {
+            user,
+            provider,
+            yes,
+        } => control::revoke(session, &user, provider.as_deref(), yes).await,
+        Command::CheckConfig | Command::Key { .. } | Command::Completions { .. } => {
+            unreachable!("the commands that need no daemon have been dispatched")
+        }
+    }
+}

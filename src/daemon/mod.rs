@@ -1,1 +1,294 @@
-//! daemon
+//! The daemon: everything put together, started, reloaded and stopped.
+//!
+//! Only this module sees all others. [`start`] opens the store, resumes the schedule and serves the
+//! sockets; [`Handle::reload`] swaps configurations; [`Handle::stop`] drains.
+
+mod activity;
+mod attempt;
+mod cache;
+pub mod clock;
+mod driver;
+mod import;
+mod keeper;
+pub mod log;
+mod maintenance;
+mod providers;
+mod reload;
+mod revocations;
+pub mod service;
+mod shared;
+mod slots;
+mod sockets;
+mod view;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::config::{Config, ConfigError};
+use crate::local_api::rules::SharedRules;
+use crate::store::{Kek, KeyError, OpenError, Options, Store, StoreError};
+
+use self::activity::Activity;
+use self::cache::Cache;
+use self::clock::Clock;
+use self::driver::Event;
+use self::maintenance::Maintenance;
+use self::providers::Providers;
+use self::shared::{Shared, lock};
+use self::sockets::Sockets;
+
+pub use self::reload::ApplyError;
+pub use self::sockets::SocketError;
+
+/// How long the store waits for a lock that another process holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Beyond the longest request deadline, a drain waits this long for the disk.
+const DISK_WAIT: Duration = Duration::from_secs(10);
+/// Requests in flight on the sockets get this long at the end of a drain.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no key, or it can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The store could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The configuration can't run.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A socket could not be served.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The store opened but can't be read or written.
+    #[error("the store cannot be used")]
+    Store(#[from] StoreError),
+    /// The maintenance jobs could not be started.
+    #[error("the maintenance jobs cannot be started")]
+    Maintenance(#[from] tokio_cron_scheduler::JobSchedulerError),
+}
+
+impl StartError {
+    /// Returns the exit code (sysexits): 78 for configuration and key, 75 for what may pass, 77 for permission.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            StartError::Key(_) | StartError::Apply(_) => 78,
+            StartError::Open(error) => error.exit_code(),
+            StartError::Socket(error) => match error.source.kind() {
+                std::io::ErrorKind::PermissionDenied => 77,
+                std::io::ErrorKind::InvalidInput => 78,
+                _ => 75,
+            },
+            StartError::Store(_) | StartError::Maintenance(_) => 75,
+        }
+    }
+}
+
+/// A running daemon.
+pub struct Handle {
+    shared: Arc<Shared>,
+    config: Mutex<Config>,
+    rules: SharedRules,
+    sockets: tokio::sync::Mutex<Sockets>,
+    maintenance: Maintenance,
+    background: Vec<JoinHandle<()>>,
+}
+
+/// Starts the daemon. When this returns, the sockets answer and the schedule runs.
+///
+/// # Errors
+///
+/// See [`StartError`]. With a wrong or missing key nothing has been changed (I9).
+pub async fn start(config: Config) -> Result<Handle, StartError> {
+    let live = reload::clients(&config)?;
+    let store = open_store(&config).await?;
+    let clock = Clock::system();
+    let providers = Providers::new(store.clone(), store.provider_states().await?);
+    let shortest = config
+        .providers
+        .values()
+        .map(|provider| provider.policy.inactive_after)
+        .min();
+    let (driver, inbox) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared {
+        started_at: clock.now(),
+        clock,
+        providers,
+        slots: Default::default(),
+        activity: Activity::new(store.clone(), shortest.unwrap_or(Duration::MAX)),
+        cache: Cache::new(config.daemon.cache_bytes),
+        names: log::Names::new(config.daemon.log_users, store.clone()),
+        driver: driver.clone(),
+        held: Mutex::default(),
+        deleting: Mutex::default(),
+        revocations: Default::default(),
+        draining: AtomicBool::new(false),
+        store_failing: AtomicBool::new(false),
+        config_files: Mutex::default(),
+        reload_error: Mutex::default(),
+        store,
+    });
+    reload::apply(&shared, &config, live).await?;
+    let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));
+    let keeper = Arc::new(keeper::Daemon(shared.clone()));
+    let mut sockets = Sockets::new(keeper, rules.clone());
+    sockets.serve(&config)?;
+    let give_up_after = Duration::from_secs(u64::from(config.daemon.revocation_days) * 86_400);
+    let maintenance = Maintenance::start(&shared, &config.maintenance, give_up_after).await?;
+    let background = vec![
+        tokio::spawn(driver::run(
+            shared.clone(),
+            driver,
+            inbox,
+            config.max_in_flight,
+        )),
+        tokio::spawn(revocations::run(shared.clone(), give_up_after)),
+        tokio::spawn(flush_activity(shared.clone())),
+    ];
+    Ok(Handle {
+        shared,
+        config: Mutex::new(config),
+        rules,
+        sockets: tokio::sync::Mutex::new(sockets),
+        maintenance,
+        background,
+    })
+}
+
+async fn open_store(config: &Config) -> Result<Store, StartError> {
+    let kek = find_key(config)?;
+    let options = Options {
+        dir: config.daemon.state_dir.clone(),
+        kek,
+        busy_timeout: BUSY_TIMEOUT,
+    };
+    // Opening may migrate, and waits for the disk.
+    match tokio::task::spawn_blocking(move || Store::open(options)).await {
+        Ok(opened) => Ok(opened?),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The systemd credential `freshd.key`, else the key file. A key is made only where the configuration
+/// allows it, and never beside a store that exists.
+fn find_key(config: &Config) -> Result<Kek, StartError> {
+    if let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY")
+        && let Some(kek) = Kek::from_systemd_credential(&PathBuf::from(directory))?
+    {
+        return Ok(kek);
+    }
+    let file = &config.daemon.key_file;
+    if config.daemon.make_key && !file.exists() && !Store::exists(&config.daemon.state_dir) {
+        let kek = Kek::generate();
+        kek.write_new(file)?;
+        tracing::info!(file = %file.display(), "key-made");
+        return Ok(kek);
+    }
+    Ok(Kek::read_file(file)?)
+}
+
+async fn flush_activity(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(shared.activity.flush_every()).await;
+        if let Err(error) = shared.activity.flush(shared.clock.now()).await {
+            tracing::debug!(%error, "activity-not-written");
+        }
+    }
+}
+
+impl Handle {
+    /// Takes a new configuration, whole or not at all. What was fixed at the start stays as it was, and is told.
+    pub async fn reload(&self, config: Result<Config, Vec<ConfigError>>) {
+        let refused = match config {
+            Err(errors) => Some(reload::in_one_line(&errors)),
+            Ok(config) => self.swap(config).await.err(),
+        };
+        if let Some(error) = &refused {
+            tracing::error!(
+                %error,
+                hint = "the old configuration goes on; mend it and reload",
+                "reload-refused"
+            );
+        }
+        *lock(&self.shared.reload_error) = refused;
+    }
+
+    async fn swap(&self, config: Config) -> Result<(), String> {
+        let live = reload::clients(&config).map_err(|error| error.to_string())?;
+        let fixed = reload::fixed_at_start(&lock(&self.config).daemon, &config.daemon);
+        // Sockets first: they are what can still fail, and an unused one does no harm.
+        {
+            let running = lock(&self.config).daemon.clone();
+            let mut sockets = self.sockets.lock().await;
+            let with_old_daemon = Config {
+                daemon: running,
+                ..config.clone()
+            };
+            sockets
+                .serve(&with_old_daemon)
+                .map_err(|error| format!("{error}: {}", error.source))?;
+        }
+        self.rules.store(Arc::new(reload::rules(&config)));
+        reload::apply(&self.shared, &config, live)
+            .await
+            .map_err(|error| error.to_string())?;
+        tracing::info!(
+            providers = config.providers.len(),
+            apps = config.apps.len(),
+            "reloaded"
+        );
+        for key in fixed {
+            tracing::warn!(key, "needs-restart");
+        }
+        let mut current = lock(&self.config);
+        *current = Config {
+            daemon: current.daemon.clone(),
+            ..config
+        };
+        Ok(())
+    }
+
+    /// Drains and ends: no new attempts, flights in progress finish and commit, then the sockets close.
+    pub async fn stop(self) {
+        let shared = &self.shared;
+        shared.draining.store(true, Ordering::Relaxed);
+        let patience = self.drain_patience();
+        let (answer, drained) = oneshot::channel();
+        let _ = shared.driver.send(Event::Drain(answer));
+        if tokio::time::timeout(patience, drained).await.is_err() {
+            tracing::error!(
+                held = lock(&shared.held).len(),
+                waited = ?patience,
+                "drain-incomplete"
+            );
+        }
+        self.sockets.into_inner().stop(SOCKET_PATIENCE).await;
+        self.maintenance.stop().await;
+        for task in &self.background {
+            task.abort();
+        }
+        if let Err(error) = shared.activity.flush(shared.clock.now()).await {
+            tracing::warn!(%error, "activity-not-written");
+        }
+        shared.store.close().await;
+        tracing::info!("stopped");
+    }
+
+    /// Twice the longest request deadline, and time for the disk.
+    fn drain_patience(&self) -> Duration {
+        let deadlines = lock(&self.config)
+            .providers
+            .values()
+            .map(|provider| provider.registration.deadline)
+            .max();
+        deadlines.unwrap_or_default() * 2 + DISK_WAIT
+    }
+}

@@ -1,4 +1,25 @@
 //! The local API: HTTP/1.1 and JSON over Unix sockets.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`types`] | the shapes on the wire, shared with `freshctl` |
+//! | [`keeper`] | what the routes ask of the daemon |
+//! | [`problem`] | every error answer, with its stable type |
+//! | [`peer`] | who is at the other end, as the kernel says |
+//! | [`rules`] | what that peer may do (I7) |
+//! | [`listen`] | sockets bound without a moment open to all, or taken over from systemd |
+//! | [`server`] | connections, limits and deadlines; the token route's short way |
+//! | `request` | paths, queries and bodies, read strictly |
+//! | `routes` | all other routes |
+//! | [`limits`] | how much of what a peer may send or keep us waiting for |
 
 pub mod keeper;
+pub mod limits;
+pub mod listen;
+pub mod peer;
+pub mod problem;
+mod request;
+mod routes;
+pub mod rules;
+pub mod server;
 pub mod types;

@@ -105,7 +105,7 @@ const BACKOFF_BASE: Duration = Duration::from_secs(2);
 pub const BACKOFF_CAP: Duration = Duration::from_secs(5 * 60);
 /// No retry of an unexplained refusal waits longer than this.
 pub const REFUSED_BACKOFF_CAP: Duration = Duration::from_secs(60 * 60);
-/// A caller that waits for an expired token shortens the backoff to this.
+/// A caller that waits for a token shortens the backoff to this, times the failures in a row.
 pub const DEMAND_RETRY: Duration = Duration::from_secs(5);
 /// `Retry-After` is believed up to here; a longer one is cut, so that a typing error can't silence a provider for a year.
 pub const RETRY_AFTER_CAP: Duration = Duration::from_secs(60 * 60);

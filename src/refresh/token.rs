@@ -47,6 +47,25 @@ secret! {
     ClientSecret
 }
 
+/// Which kind of token something is (RFC 7009 §2.1, `token_type_hint`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// `access_token`
+    Access,
+    /// `refresh_token`
+    Refresh,
+}
+
+impl TokenKind {
+    /// Returns the name that RFC 7009 gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TokenKind::Access => "access_token",
+            TokenKind::Refresh => "refresh_token",
+        }
+    }
+}
+
 /// What one grant holds after a successful token response or an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSet {
@@ -78,7 +97,11 @@ mod tests {
             refresh_token: Some(RefreshToken::new("canary-refresh")),
             scope: None,
         };
-        let shown = format!("{set:?} {:#?} {:?}", set, ClientSecret::new("canary-secret"));
+        let shown = format!(
+            "{set:?} {:#?} {:?}",
+            set,
+            ClientSecret::new("canary-secret")
+        );
         assert!(!shown.contains("canary"), "{shown}");
         assert!(shown.contains("redacted"));
     }

@@ -1,33 +1,65 @@
 //! The store: sealed grants in SQLite, behind domain verbs. No SQL outside this folder.
+//!
+//! One thread writes and commits in groups, a few read, one checkpoints; every
+//! verb is an async function on [`Store`] that returns when its transaction is on disk.
+//! A caller that stops waiting cancels nothing.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `kek`, `keyring`, `seal` | the key-encryption key, the data keys it wraps, sealed values |
+//! | `open`, `schema` | what happens at start, in which order; tables and migrations |
+//! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
+//! | `rows` | a grant's row, read and opened |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `revocations`, `providers`, `activity`, `maintenance` | the verbs |
 
-use std::path::PathBuf;
-use std::time::Duration;
+mod activity;
+mod attempts;
+mod checkpoint;
+mod fingerprints;
+mod grants;
+mod kek;
+mod keyring;
+mod maintenance;
+mod open;
+mod providers;
+mod reader;
+mod revocations;
+mod rows;
+mod schedule;
+mod schema;
+mod seal;
+mod session;
+#[cfg(test)]
+mod tests;
+mod writer;
 
-use crate::refresh::grant::{Grant, GrantId, GrantKey, NeedsReason, Standing};
-use crate::refresh::time::UnixTime;
-use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
+use std::fs::File;
+use std::sync::{Arc, Mutex};
 
-/// The open store. Cheap to clone; the last clone closes the database when dropped.
-#[derive(Clone)]
-pub struct Store {}
+pub use attempts::{Cas, Failure, TokenCommit};
+pub use grants::{Attemptable, Import, Imported, Readable};
+pub use kek::{Kek, KeyError};
+pub use maintenance::{Count, Purged};
+pub use open::{OpenError, Options};
+pub use providers::ProviderState;
+pub use revocations::{RevocationId, RevocationJob};
+pub use schedule::{Filter, Rescheduler};
 
-/// The 32-byte key-encryption key; zeroized on drop, redacted in `Debug`.
-pub struct Kek(zeroize::Zeroizing<[u8; 32]>);
+use keyring::Keyring;
+use reader::Readers;
+use session::{Disk, Session, Trouble};
+use tokio::sync::oneshot;
+use writer::{Class, Writer};
 
-/// Why the store could not be opened. Not one byte of it has changed then (I9).
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Exit 78.
-    #[error("key")]
-    Key,
-}
-
-/// Why a verb failed.
-#[derive(Clone, Debug, thiserror::Error)]
+/// Why a verb failed. Nothing was changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The disk is full, read-only or failing: nothing was changed; try again later. (507)
+    /// The disk is full, read-only, locked or failing; try again later. (507)
     #[error("the store could not be written")]
     Unavailable,
+    /// A new token set might not fit on the disk, so no refresh token may be spent. (507)
+    #[error("the store's file system has no room")]
+    NoSpace,
     /// Something is wrong with the database itself.
     #[error("the store is damaged")]
     Damaged,
@@ -36,137 +68,146 @@ pub enum StoreError {
     Closed,
 }
 
-/// A grant with its opened access token.
-pub struct Readable {
-    /// The grant.
-    pub grant: Grant,
-    /// The access token, if there is one and it opens.
-    pub access_token: Option<AccessToken>,
+impl StoreError {
+    /// Returns whether trying again later makes sense.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, StoreError::Unavailable | StoreError::NoSpace)
+    }
 }
 
-/// A grant with what an attempt needs.
-pub struct Attemptable {
-    /// The grant, its mark included.
-    pub grant: Grant,
-    /// The refresh token, if there is one and it opens.
-    pub refresh_token: Option<RefreshToken>,
+/// The open store. Cheap to clone; the last clone closes the database when dropped.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
 }
 
-/// One row of the schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DueRow {
-    /// The grant.
-    pub id: GrantId,
-    /// When it is due.
-    pub due_at: UnixTime,
-    /// When its access token ends.
-    pub expires_at: Option<UnixTime>,
-    /// The row's version.
-    pub version: u64,
+struct Inner {
+    writer: Writer,
+    readers: Readers,
+    keyring: Arc<Keyring>,
+    disk: Arc<Disk>,
+    /// Held until the database is closed: one daemon per state directory.
+    lock: Mutex<Option<File>>,
 }
 
-/// What is to be imported.
-pub struct Import {
-    /// Whose grant.
-    pub key: GrantKey,
-    /// What the app has.
-    pub tokens: TokenSet,
-    /// When it is due.
-    pub due_at: Option<UnixTime>,
-    /// Its standing: active, or paused as held.
-    pub standing: Standing,
-    /// Whether a grant that is there is replaced.
-    pub replace: bool,
-    /// Now.
-    pub at: UnixTime,
+impl Store {
+    /// Opens the store, or makes a new one where there is none. Blocks; call it before serving.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Where the key or the keyring is refused, not one byte has changed (I9).
+    pub fn open(options: Options) -> Result<Store, OpenError> {
+        let opened = open::open(&options)?;
+        let database = &opened.layout.database;
+        let sql = |source| OpenError::Database {
+            database: database.clone(),
+            source,
+        };
+        let readers = (0..reader::READERS)
+            .map(|_| schema::connect_reader(database, options.busy_timeout))
+            .collect::<rusqlite::Result<Vec<_>>>()
+            .map_err(sql)?;
+        let checkpoints = schema::connect_writer(database, options.busy_timeout).map_err(sql)?;
+        let keyring = Arc::new(opened.keyring);
+        let disk = Arc::new(Disk::new(opened.layout.dir.clone()));
+        let threads = |source| OpenError::Io {
+            path: opened.layout.dir.clone(),
+            done: "served by threads",
+            source,
+        };
+        let readers = Readers::start(readers, &keyring, &disk).map_err(threads)?;
+        let writer = Writer::start(
+            opened.writer,
+            checkpoints,
+            Arc::clone(&keyring),
+            Arc::clone(&disk),
+        )
+        .map_err(threads)?;
+        let lock = Mutex::new(Some(opened.lock));
+        Ok(Store {
+            inner: Arc::new(Inner {
+                writer,
+                readers,
+                keyring,
+                disk,
+                lock,
+            }),
+        })
+    }
+
+    /// Returns a keyed fingerprint (HMAC-SHA256) of a secret: equal ones are told without being kept.
+    /// The same secret has unrelated fingerprints for two purposes, and in two stores.
+    pub fn fingerprint(&self, purpose: &str, secret: &[u8]) -> [u8; 32] {
+        self.inner.keyring.fingerprint(purpose, secret)
+    }
+
+    /// Returns why the store can't be written now: the last write's error if nothing has been committed
+    /// since, or that there is no room.
+    pub fn failing(&self) -> Option<String> {
+        let room = || {
+            self.inner
+                .disk
+                .check_room()
+                .err()
+                .map(|trouble| trouble.text())
+        };
+        self.inner.writer.failing().or_else(room)
+    }
+
+    /// Writes what is queued, empties the log, closes the database and frees the state directory.
+    ///
+    /// Every verb answers [`StoreError::Closed`] from then on.
+    pub async fn close(&self) {
+        let inner = Arc::clone(&self.inner);
+        // Joining threads blocks. It can't fail but by a panic, which the panic hook has shown.
+        let _ = tokio::task::spawn_blocking(move || inner.close()).await;
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        answered(self.inner.readers.submit(work)).await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        class: Class,
+        work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        answered(self.inner.writer.submit(class, work)).await
+    }
 }
 
-/// What became of an import.
-pub enum Imported {
-    /// A new grant.
-    Created(Grant),
-    /// Replaced; its generation went up by one. The replaced refresh token went to the revocation queue
-    /// unless it is the same one.
-    Replaced(Grant),
-    /// The refresh token is already in this grant's history (or is its present one): nothing was changed.
-    Unchanged(Grant),
-    /// There is one already, and `replace` was not said.
-    Exists(Grant),
+async fn answered<T>(answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
+    answer.await.unwrap_or(Err(StoreError::Closed))
 }
 
-/// What became of a compare-and-set.
-pub enum Cas {
-    /// It was applied; this is the grant now.
-    Applied(Grant),
-    /// The grant has another generation now, or is gone.
-    Lost,
+impl Inner {
+    fn close(&self) {
+        // Readers first: with them gone the writer can empty the log.
+        self.readers.close();
+        self.writer.close();
+        writer::lock(&self.lock).take();
+    }
 }
 
-/// What an ended attempt writes when no token set came.
-pub struct Failure {
-    /// A short code, ours.
-    pub code: String,
-    /// When the next attempt is due.
-    pub due_at: Option<UnixTime>,
-    /// Failures in a row, this one included.
-    pub failures: u32,
-    /// Whether the request's fate stays unknown: then the mark stays.
-    pub fate_unknown: bool,
-    /// A change of standing, if this failure is a verdict.
-    pub needs_authorization: Option<NeedsReason>,
-    /// Now.
-    pub at: UnixTime,
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
-/// What is kept about a provider across restarts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ProviderState {
-    /// Why no request leaves (`invalid_client`), if so.
-    pub stopped: Option<String>,
-    /// A keyed fingerprint of the client credentials that were refused.
-    pub stopped_credentials: Option<Vec<u8>>,
-    /// Since when it is stopped.
-    pub stopped_at: Option<UnixTime>,
-    /// No request leaves before this.
-    pub cool_down_until: Option<UnixTime>,
-    /// Whether an admin paused the provider.
-    pub paused: bool,
-    /// The margin, in milliseconds, that the due times in the table were computed with.
-    pub margin_ms: Option<i64>,
-}
+impl Store {
+    /// Returns whether there is a store, or a part of one, in `dir`.
+    pub fn exists(dir: &std::path::Path) -> bool {
+        open::Layout::new(dir).exists()
+    }
 
-/// Which grants to list.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Only this namespace.
-    pub namespace: Option<String>,
-    /// Only this user.
-    pub user: Option<String>,
-    /// Only this state: `active`, `paused`, `needs-authorization`.
-    pub state: Option<String>,
-    /// Only this provider.
-    pub provider: Option<String>,
-    /// Only grants whose scope lacks this one.
-    pub missing_scope: Option<String>,
-}
-
-/// How many grants there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Count {
-    /// The provider.
-    pub provider: String,
-    /// The standing.
-    pub standing: Standing,
-    /// How many.
-    pub grants: u64,
-}
-
-/// Where and with which key.
-pub struct Options {
-    /// The state directory.
-    pub dir: PathBuf,
-    /// The key-encryption key.
-    pub kek: Kek,
-    /// How long a writer waits for a lock another process holds.
-    pub busy_timeout: Duration,
+    /// Returns when the writer has taken and finished a piece of work: a sign of life.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`], or that the disk does not take writes.
+    pub async fn alive(&self) -> Result<(), StoreError> {
+        self.write(Class::Rest, |_| Ok(())).await
+    }
 }

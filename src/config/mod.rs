@@ -1,12 +1,29 @@
-//! The configuration: the file's shape, and the validated [`Config`] made from it.
+//! The configuration: the files' shape, and the validated [`Config`] made from it.
+//!
+//! [`load()`] reads the files, lays profiles under providers, and checks every value and what values
+//! must be to each other. It finds as many errors as it can in one go; each names its file, key, value
+//! and rule, and none shows a secret.
+
+mod app;
+mod describe;
+mod file;
+mod load;
+mod provider;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod value;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use url::Url;
 
 use crate::profile::Provider;
+
+pub use describe::{Description, describe};
+pub use load::load;
+pub use value::positive_duration;
 
 /// A whole configuration that cannot hold nonsense. Made once by [`load`]; there is no later check.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,36 +140,93 @@ pub struct Verbs {
 pub struct Defaults {
     /// `freshd.toml`; `conf.d/*.toml` beside it is read too.
     pub file: PathBuf,
+    /// Where systemd put the credentials that `{ credential = "NAME" }` names (`$CREDENTIALS_DIRECTORY`).
+    pub credentials_dir: Option<PathBuf>,
     /// Defaults of `[daemon]`.
     pub daemon: Daemon,
 }
 
+/// Enough for the answers of about 8,000 grants with tokens of 1 KiB.
+const CACHE_BYTES: usize = 16 << 20;
+/// Longer than any outage of a provider that somebody would sit out.
+const REVOCATION_DAYS: u32 = 30;
+
 impl Defaults {
     /// The system's directories, for root and for systemd system services (`/etc`, `/var/lib`, `/run`).
-    pub fn system() -> Self {
-        todo!()
+    pub fn system(env: &dyn Fn(&str) -> Option<String>) -> Self {
+        let etc = Path::new("/etc/freshd");
+        Defaults::at(
+            env,
+            etc,
+            "/var/lib/freshd".into(),
+            "/run/freshd".as_ref(),
+            false,
+        )
     }
+
     /// The XDG directories, for everybody else.
+    ///
+    /// `XDG_CONFIG_HOME`, `XDG_STATE_HOME` and `XDG_RUNTIME_DIR`; where one is unset or relative,
+    /// `~/.config`, `~/.local/state` and a directory in the state directory. Without `HOME` all
+    /// is relative to `/`, where nobody else may write.
     pub fn user(env: &dyn Fn(&str) -> Option<String>) -> Self {
-        let _ = env;
-        todo!()
+        let dir = |name: &str| {
+            env(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        let home = dir("HOME").unwrap_or_else(|| "/".into());
+        let config = dir("XDG_CONFIG_HOME")
+            .unwrap_or_else(|| home.join(".config"))
+            .join("freshd");
+        let state = dir("XDG_STATE_HOME")
+            .unwrap_or_else(|| home.join(".local/state"))
+            .join("freshd");
+        let run = dir("XDG_RUNTIME_DIR")
+            .map_or_else(|| state.join("run"), |runtime| runtime.join("freshd"));
+        Defaults::at(env, &config, state, &run, true)
+    }
+
+    fn at(
+        env: &dyn Fn(&str) -> Option<String>,
+        config: &Path,
+        state_dir: PathBuf,
+        run: &Path,
+        make_key: bool,
+    ) -> Self {
+        Defaults {
+            file: config.join("freshd.toml"),
+            credentials_dir: env("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            daemon: Daemon {
+                state_dir,
+                socket: run.join("shared/freshd.sock"),
+                admin_socket: run.join("admin/freshd.sock"),
+                app_socket_dir: run.join("app"),
+                key_file: config.join("key"),
+                make_key,
+                cache_bytes: CACHE_BYTES,
+                log_users: LogUsers::Plain,
+                log_level: "info".into(),
+                revocation_days: REVOCATION_DAYS,
+            },
+        }
     }
 }
 
 /// One thing wrong with the configuration: which file, which key, which value, which rule.
-#[derive(Debug, thiserror::Error)]
-#[error("{file}: {key} {message}", file = file.display())]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}{line}: {key} {message}", file = file.display(), line = line_suffix(*.line))]
 pub struct ConfigError {
     /// The file.
     pub file: PathBuf,
+    /// The line, counted from 1, where one is known.
+    pub line: Option<usize>,
     /// The key, dotted: `provider.hubspot.margin`.
     pub key: String,
-    /// The value and the rule. Never a secret.
+    /// The value and the rule, after which the sentence ends. Never a secret.
     pub message: String,
 }
 
-/// Reads and validates the configuration.
-pub fn load(file: &Path, defaults: &Defaults) -> Result<Config, Vec<ConfigError>> {
-    let _ = (file, defaults, Duration::ZERO);
-    todo!()
+fn line_suffix(line: Option<usize>) -> String {
+    line.map(|line| format!(":{line}")).unwrap_or_default()
 }

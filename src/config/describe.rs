@@ -1,0 +1,296 @@
+//! What was understood: the answer of `freshctl check-config`. Holds no secret.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::value::show_duration;
+use super::{App, AppPeer, Config, LogUsers};
+use crate::profile::Provider;
+use crate::refresh::policy::Rotation;
+
+/// A configuration in words: `Display` for people, `Serialize` for programs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Description {
+    /// The files it was read from, in order.
+    pub files: Vec<String>,
+    /// Where the state is.
+    pub state_dir: String,
+    /// The shared socket.
+    pub socket: String,
+    /// The admin socket.
+    pub admin_socket: String,
+    /// The key file.
+    pub key_file: String,
+    /// The cache's size in bytes; 0 is off.
+    pub cache_bytes: usize,
+    /// `error` to `trace`.
+    pub log_level: String,
+    /// `plain` or `hash`.
+    pub log_users: &'static str,
+    /// How many days a revocation is tried.
+    pub revocation_days: u32,
+    /// Requests at once, over all providers.
+    pub max_in_flight: usize,
+    /// Cron expression, or `off`.
+    pub optimize: String,
+    /// Cron expression, or `off`.
+    pub purge: String,
+    /// The proxy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// The additional certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+    /// By name.
+    pub providers: Vec<ProviderDescription>,
+    /// By name.
+    pub apps: Vec<AppDescription>,
+}
+
+/// One provider.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProviderDescription {
+    /// Its name.
+    pub name: String,
+    /// The profile under it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Where refresh requests go.
+    pub token_endpoint: String,
+    /// Where revocations go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revocation_endpoint: Option<String>,
+    /// `basic`, `body` or `none`.
+    pub client_auth: &'static str,
+    /// The client identifier, which is not a secret (RFC 6749 §2.2).
+    pub client_id: String,
+    /// The rotation class.
+    pub rotation: &'static str,
+    /// How long an old refresh token still works, such as `30s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace: Option<String>,
+    /// Such as `5m`.
+    pub margin: String,
+    /// Such as `3d`.
+    pub inactive_after: String,
+    /// Requests at once.
+    pub max_in_flight: usize,
+    /// Requests per second; absent where there is no limit of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_per_second: Option<f64>,
+    /// For a connection, such as `5s`.
+    pub connect_timeout: String,
+    /// For a whole request, such as `30s`.
+    pub deadline: String,
+    /// The scopes the app asks for.
+    pub scopes: Vec<String>,
+}
+
+/// One app.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AppDescription {
+    /// Its name.
+    pub name: String,
+    /// `uid 33`, `gid 33` or `socket /run/…`.
+    pub peer: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its providers; `*` is all.
+    pub providers: Vec<String>,
+    /// Its verbs.
+    pub may: Vec<&'static str>,
+    /// Whether its reads keep users awake.
+    pub counts_as_activity: bool,
+}
+
+/// Says what was understood.
+pub fn describe(config: &Config) -> Description {
+    let daemon = &config.daemon;
+    let off = |cron: &Option<String>| cron.clone().unwrap_or_else(|| "off".into());
+    Description {
+        files: config
+            .files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect(),
+        state_dir: daemon.state_dir.display().to_string(),
+        socket: daemon.socket.display().to_string(),
+        admin_socket: daemon.admin_socket.display().to_string(),
+        key_file: daemon.key_file.display().to_string(),
+        cache_bytes: daemon.cache_bytes,
+        log_level: daemon.log_level.clone(),
+        log_users: match daemon.log_users {
+            LogUsers::Plain => "plain",
+            LogUsers::Hash => "hash",
+        },
+        revocation_days: daemon.revocation_days,
+        max_in_flight: config.max_in_flight,
+        optimize: off(&config.maintenance.optimize),
+        purge: off(&config.maintenance.purge),
+        proxy: config.outbound.proxy.as_ref().map(ToString::to_string),
+        ca_bundle: config
+            .outbound
+            .ca_bundle
+            .as_ref()
+            .map(|path| path.display().to_string()),
+        providers: config
+            .providers
+            .iter()
+            .map(|(name, it)| provider(name, it))
+            .collect(),
+        apps: config.apps.iter().map(|(name, it)| app(name, it)).collect(),
+    }
+}
+
+fn provider(name: &str, provider: &Provider) -> ProviderDescription {
+    let Provider {
+        registration,
+        policy,
+        pace,
+        ..
+    } = provider;
+    ProviderDescription {
+        name: name.into(),
+        profile: provider.profile.clone(),
+        token_endpoint: registration.token_endpoint.to_string(),
+        revocation_endpoint: registration
+            .revocation_endpoint
+            .as_ref()
+            .map(ToString::to_string),
+        client_auth: registration.client_auth.name(),
+        client_id: registration.client_id.clone(),
+        rotation: policy.rotation.name(),
+        grace: match policy.rotation {
+            Rotation::Grace(grace) => Some(show_duration(grace)),
+            _ => None,
+        },
+        margin: show_duration(policy.margin),
+        inactive_after: show_duration(policy.inactive_after),
+        max_in_flight: pace.max_in_flight,
+        rate_per_second: pace.rate,
+        connect_timeout: show_duration(registration.connect_timeout),
+        deadline: show_duration(registration.deadline),
+        scopes: provider.scopes.clone(),
+    }
+}
+
+fn app(name: &str, app: &App) -> AppDescription {
+    let verbs = [
+        ("read", app.may.read),
+        ("import", app.may.import),
+        ("revoke", app.may.revoke),
+        ("authorize", app.may.authorize),
+    ];
+    AppDescription {
+        name: name.into(),
+        peer: match &app.peer {
+            AppPeer::Uid(uid) => format!("uid {uid}"),
+            AppPeer::Gid(gid) => format!("gid {gid}"),
+            AppPeer::Socket(path) => format!("socket {}", path.display()),
+        },
+        namespace: app.namespace.clone(),
+        providers: app.providers.clone().unwrap_or_else(|| vec!["*".into()]),
+        may: verbs
+            .iter()
+            .filter(|(_, may)| *may)
+            .map(|(verb, _)| *verb)
+            .collect(),
+        counts_as_activity: app.counts_as_activity,
+    }
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "files         {}", self.files.join(", "))?;
+        writeln!(f, "state         {}", self.state_dir)?;
+        writeln!(f, "socket        {}", self.socket)?;
+        writeln!(f, "admin socket  {}", self.admin_socket)?;
+        writeln!(f, "key file      {}", self.key_file)?;
+        match self.cache_bytes {
+            0 => writeln!(f, "cache         off")?,
+            bytes => writeln!(f, "cache         {} KiB", bytes >> 10)?,
+        }
+        writeln!(
+            f,
+            "log           {}, users {}",
+            self.log_level, self.log_users
+        )?;
+        writeln!(f, "revocations   tried for {} days", self.revocation_days)?;
+        writeln!(f, "in flight     {} at once", self.max_in_flight)?;
+        writeln!(
+            f,
+            "maintenance   optimize {}, purge {} (UTC)",
+            self.optimize, self.purge
+        )?;
+        if let Some(proxy) = &self.proxy {
+            writeln!(f, "proxy         {proxy}")?;
+        }
+        if let Some(bundle) = &self.ca_bundle {
+            writeln!(f, "certificates  the system's and {bundle}")?;
+        }
+        self.providers
+            .iter()
+            .try_for_each(|provider| write!(f, "\n{provider}"))?;
+        self.apps.iter().try_for_each(|app| write!(f, "\n{app}"))
+    }
+}
+
+impl fmt::Display for ProviderDescription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let profile = self
+            .profile
+            .as_ref()
+            .map(|name| format!(" (profile {name})"));
+        writeln!(f, "provider {}{}", self.name, profile.unwrap_or_default())?;
+        writeln!(f, "  tokens      {}", self.token_endpoint)?;
+        let revocation = self.revocation_endpoint.as_deref().unwrap_or("no endpoint");
+        writeln!(f, "  revocation  {revocation}")?;
+        writeln!(
+            f,
+            "  client      {}, authentication {}",
+            self.client_id, self.client_auth
+        )?;
+        let grace = self
+            .grace
+            .as_ref()
+            .map(|grace| format!(" {grace}"))
+            .unwrap_or_default();
+        writeln!(f, "  rotation    {}{grace}", self.rotation)?;
+        writeln!(
+            f,
+            "  margin      {}, inactive after {}",
+            self.margin, self.inactive_after
+        )?;
+        let rate = match self.rate_per_second {
+            Some(rate) => format!("{rate} requests per second"),
+            None => "no rate limit".into(),
+        };
+        writeln!(f, "  pace        {} at once, {rate}", self.max_in_flight)?;
+        writeln!(
+            f,
+            "  time        {} to connect, {} in all",
+            self.connect_timeout, self.deadline
+        )?;
+        if !self.scopes.is_empty() {
+            writeln!(f, "  scopes      {}", self.scopes.join(" "))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AppDescription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "app {}", self.name)?;
+        writeln!(f, "  peer        {}", self.peer)?;
+        writeln!(f, "  namespace   {}", self.namespace)?;
+        writeln!(f, "  providers   {}", self.providers.join(", "))?;
+        writeln!(f, "  may         {}", self.may.join(", "))?;
+        let keeps = if self.counts_as_activity {
+            "keep users awake"
+        } else {
+            "keep nobody awake"
+        };
+        writeln!(f, "  reads       {keeps}")
+    }
+}

@@ -1,0 +1,555 @@
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+use crate::profile::{ClientAuth, PROFILES};
+use crate::refresh::policy::Rotation;
+
+const CANARY: &str = "canary-5ecret+%: ä";
+
+struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// A directory with a client secret at `secret` and in `credentials/hubspot`.
+    fn new() -> Self {
+        let fixture = Fixture {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        std::fs::create_dir(fixture.path("credentials")).unwrap();
+        std::fs::create_dir(fixture.path("conf.d")).unwrap();
+        for name in ["secret", "credentials/hubspot", "credentials/example"] {
+            fixture.write(name, &format!("{CANARY}\n"), 0o600);
+        }
+        fixture
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) {
+        std::fs::write(self.path(name), text).unwrap();
+        std::fs::set_permissions(self.path(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    fn defaults(&self) -> Defaults {
+        let credentials = self.path("credentials").display().to_string();
+        Defaults::system(&|name| (name == "CREDENTIALS_DIRECTORY").then(|| credentials.clone()))
+    }
+
+    /// Loads `text`, in which `DIR` stands for the directory.
+    fn load(&self, text: &str) -> Result<Config, Vec<ConfigError>> {
+        self.write("freshd.toml", &self.fill(text), 0o644);
+        load(&self.path("freshd.toml"), &self.defaults())
+    }
+
+    fn fill(&self, text: &str) -> String {
+        text.replace("DIR", &self.dir.path().display().to_string())
+    }
+
+    /// Loads `text` and returns its errors as an admin reads them, without the directory.
+    fn errors(&self, text: &str) -> Vec<String> {
+        let errors = self.load(text).expect_err("must be refused");
+        let dir = self.dir.path().display().to_string();
+        errors
+            .iter()
+            .map(|error| error.to_string().replace(&dir, "DIR"))
+            .collect()
+    }
+}
+
+/// A provider that is right, but for what a test adds.
+fn provider(lines: &str) -> String {
+    format!(
+        "[provider.a]\nclient-id = \"id\"\nclient-secret = {{ file = \"DIR/secret\" }}\n\
+         token-endpoint = \"https://a.example/token\"\n{lines}"
+    )
+}
+
+/// An app that is right, but for what a test adds.
+fn app(lines: &str) -> String {
+    format!("[app.crm]\nproviders = [\"*\"]\nmay = [\"read\"]\n{lines}")
+}
+
+#[test]
+fn the_annotated_example_loads() {
+    let fixture = Fixture::new();
+    let example = include_str!("../../config/freshd.toml");
+    let config = fixture.load(example).unwrap();
+    assert_eq!(
+        config.providers.keys().collect::<Vec<_>>(),
+        ["example", "hubspot"]
+    );
+    let hubspot = &config.providers["hubspot"];
+    assert_eq!(hubspot.profile.as_deref(), Some("hubspot"));
+    assert_eq!(hubspot.pace.rate, Some(50.0));
+    assert_eq!(hubspot.policy.margin, Duration::from_secs(300));
+    assert_eq!(
+        hubspot
+            .registration
+            .client_secret
+            .as_ref()
+            .unwrap()
+            .expose(),
+        CANARY
+    );
+    let example = &config.providers["example"];
+    assert_eq!(
+        example.policy.rotation,
+        Rotation::Grace(Duration::from_secs(30))
+    );
+    assert_eq!(config.apps["crm"].peer, AppPeer::Uid(1001));
+    assert_eq!(
+        config.apps["nightly"].peer,
+        AppPeer::Socket("/run/freshd/app/nightly/freshd.sock".into())
+    );
+    assert!(!config.apps["nightly"].counts_as_activity);
+}
+
+/// Drops the `#` of each `#key = …` line.
+fn uncommented(example: &str) -> String {
+    let key = |line: &str| {
+        line.starts_with('#') && line.as_bytes().get(1).is_some_and(u8::is_ascii_lowercase)
+    };
+    example
+        .lines()
+        .map(|line| if key(line) { &line[1..] } else { line })
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[test]
+fn every_commented_key_of_the_example_is_right_and_no_key_is_missing_from_it() {
+    let fixture = Fixture::new();
+    let example = uncommented(include_str!("../../config/freshd.toml"));
+    fixture.load(&example).unwrap();
+    let keys = [
+        shape::keys_of::<shape::DaemonShape>(),
+        shape::keys_of::<shape::RefreshShape>(),
+        shape::keys_of::<shape::MaintenanceShape>(),
+        shape::keys_of::<shape::OutboundShape>(),
+        shape::keys_of::<shape::ProviderShape>(),
+        shape::keys_of::<shape::AppShape>(),
+    ];
+    for key in keys.concat() {
+        assert!(
+            example.contains(&format!("{key} = ")),
+            "{key} is not in the example"
+        );
+    }
+}
+
+#[test]
+fn the_defaults_that_the_example_names_are_the_defaults() {
+    let fixture = Fixture::new();
+    let bare = fixture.load("").unwrap();
+    let mut named = fixture
+        .load(&uncommented(include_str!("../../config/freshd.toml")))
+        .unwrap();
+    named.providers.clear();
+    named.apps.clear();
+    named.outbound = Outbound::default();
+    assert_eq!(named, bare);
+}
+
+#[test]
+fn each_profile_loads_and_is_honest_about_rotation() {
+    let fixture = Fixture::new();
+    for (name, source) in PROFILES {
+        for own in ["client-id", "client-secret", "profile"] {
+            assert!(
+                !source.parse::<toml::Table>().unwrap().contains_key(own),
+                "{name} has {own}"
+            );
+        }
+        let text = format!(
+            "[provider.p]\nprofile = {name:?}\nclient-id = \"id\"\nclient-secret = {{ file = \"DIR/secret\" }}"
+        );
+        let config = fixture.load(&text).unwrap();
+        let rotation = match name {
+            "google" => Rotation::None,
+            "box" => Rotation::Strict,
+            _ => Rotation::Unknown,
+        };
+        let provider = &config.providers["p"];
+        assert_eq!(provider.policy.rotation, rotation, "{name}");
+        assert_eq!(provider.registration.client_auth, ClientAuth::Body);
+        assert!(provider.registration.revocation_endpoint.is_some());
+    }
+}
+
+#[test]
+fn a_provider_overrides_its_profile_key_by_key() {
+    let fixture = Fixture::new();
+    let config = fixture
+        .load(
+            "[refresh]\nmargin = \"2m\"\n[provider.p]\nprofile = \"box\"\nclient-id = \"id\"\n\
+             client-secret = { file = \"DIR/secret\" }\nrotation = \"grace\"\ngrace = \"20s\"\n\
+             token-endpoint = \"http://127.0.0.1:9/token\"\nfloor = \"3s\"",
+        )
+        .unwrap();
+    let Provider {
+        registration,
+        policy,
+        pace,
+        ..
+    } = &config.providers["p"];
+    assert_eq!(
+        registration.token_endpoint.as_str(),
+        "http://127.0.0.1:9/token"
+    );
+    assert_eq!(
+        registration.revocation_endpoint.as_ref().unwrap().as_str(),
+        "https://api.box.com/oauth2/revoke"
+    );
+    assert_eq!(policy.rotation, Rotation::Grace(Duration::from_secs(20)));
+    assert_eq!(policy.margin, Duration::from_secs(120));
+    assert_eq!(policy.floor, Duration::from_secs(3));
+    assert_eq!(
+        policy.refresh_token_idle_lifetime,
+        Some(Duration::from_secs(60 * 86_400))
+    );
+    // Cut to half the grace, so that a second request fits into it.
+    assert_eq!(registration.deadline, Duration::from_secs(10));
+    assert!(registration.connect_timeout < registration.deadline);
+    assert_eq!(pace.max_in_flight, 32);
+}
+
+/// What is written, and what is said about it.
+#[test]
+fn each_wrong_value_is_refused_with_file_line_key_value_and_rule() {
+    let fixture = Fixture::new();
+    let grace = "rotation = \"grace\"\ngrace = \"30s\"\n";
+    for (text, said) in [
+        ("[refresh]\nmargin = 300".to_owned(), "DIR/freshd.toml:2: refresh.margin is 300 but must be a length of time in quotes and with its unit, such as \"90s\" or \"5m\""),
+        ("[refresh]\nmargin = \"300\"".into(), "DIR/freshd.toml:2: refresh.margin is \"300\" but must be numbers with units ms, s, m, h, d or w, such as \"90s\", \"5m\" or \"1h30m\""),
+        ("[refresh]\nmargin = \"0s\"".into(), "DIR/freshd.toml:2: refresh.margin is \"0s\" but must be more than zero"),
+        ("[refresh]\nmagrin = \"5m\"".into(), "DIR/freshd.toml:2: refresh.magrin is not a key; did you mean margin?"),
+        ("[refresh]\nmax-in-flight = 0".into(), "DIR/freshd.toml:2: refresh.max-in-flight is 0 but must be from 1 to 1000000"),
+        ("[refresh]\nmax-in-flight = \"many\"".into(), "DIR/freshd.toml:2: refresh.max-in-flight is \"many\" but must be a whole number"),
+        ("[refresh]\nmax-in-flight = 99999999999999999999".into(), "DIR/freshd.toml:2: refresh.max-in-flight is a number too large to be read"),
+        ("[deamon]".into(), "DIR/freshd.toml:1: deamon is not a section; did you mean daemon?"),
+        ("daemon = 1".into(), "DIR/freshd.toml:1: daemon must be a section"),
+        ("[provider]\na = 1".into(), "DIR/freshd.toml:2: provider.a must be a section"),
+        ("[daemon]\nstate-dir = \"state\"".into(), "DIR/freshd.toml:2: daemon.state-dir is \"state\" but must be an absolute path"),
+        ("[daemon]\ncache = \"16\"".into(), "DIR/freshd.toml:2: daemon.cache is \"16\" but must be \"off\" or a whole number above 0 with KiB, MiB or GiB, such as \"16MiB\""),
+        ("[daemon]\nlog-users = \"none\"".into(), "DIR/freshd.toml:2: daemon.log-users is \"none\" but must be \"plain\" or \"hash\""),
+        ("[daemon]\nlog-level = \"loud\"".into(), "DIR/freshd.toml:2: daemon.log-level is \"loud\" but must be one of error, warn, info, debug, trace"),
+        ("[daemon]\nsocket = \"/run/freshd/admin/freshd.sock\"".into(), "DIR/freshd.toml:1: daemon.admin-socket is \"/run/freshd/admin/freshd.sock\" but daemon.socket is there; each socket needs its own path"),
+        ("[maintenance]\npurge = \"nightly\"".into(), "DIR/freshd.toml:2: maintenance.purge is \"nightly\" but must be \"off\" or a cron expression of six fields, seconds first, such as \"0 30 3 * * *\""),
+        ("[outbound]\nproxy = \"http://me:canary-5ecret@proxy:3128\"".into(), "DIR/freshd.toml:2: outbound.proxy must be an http or https URL of a host and a port, without user name, password, path or query"),
+        ("[outbound]\nca-bundle = \"ca.pem\"".into(), "DIR/freshd.toml:2: outbound.ca-bundle is \"ca.pem\" but must be an absolute path"),
+        (provider("rate = \"50\""), "DIR/freshd.toml:5: provider.a.rate is \"50\" but must be a whole number above 0 with /s, /m, /h or /d, such as \"50/s\" or \"100/m\""),
+        (provider("rotation = \"sometimes\""), "DIR/freshd.toml:5: provider.a.rotation is \"sometimes\" but must be one of none, overlap, grace, strict, periodic, unknown"),
+        (provider("rotation = \"grace\""), "DIR/freshd.toml:1: provider.a.grace is missing but rotation is \"grace\"; say how long an old refresh token still works, such as grace = \"30s\""),
+        (provider("rotation = \"strict\"\ngrace = \"30s\""), "DIR/freshd.toml:6: provider.a.grace is \"30s\" but must be left out where rotation is \"strict\", not \"grace\""),
+        (provider(&format!("{grace}deadline = \"16s\"")), "DIR/freshd.toml:7: provider.a.deadline is 16s but must be at most half the grace (15s)"),
+        (provider("connect-timeout = \"30s\""), "DIR/freshd.toml:5: provider.a.connect-timeout is 30s but must be under the deadline (30s)"),
+        (provider("revocation-endpoint = \"http://localhost:1/r\""), "DIR/freshd.toml:5: provider.a.revocation-endpoint is \"http://localhost:1/r\" but plain http to the name localhost is refused, because a resolver may send it elsewhere; write 127.0.0.1 or [::1]"),
+        (provider("revocation-endpoint = \"http://r.example\""), "DIR/freshd.toml:5: provider.a.revocation-endpoint is \"http://r.example/\" but must be https; plain http is for literal loopback addresses only, such as 127.0.0.1 or [::1]"),
+        (provider("revocation-endpoint = \"https://me:canary-5ecret@r.example/r?canary-5ecret\""), "DIR/freshd.toml:5: provider.a.revocation-endpoint is \"https://r.example/r\" but must not hold a user name or password"),
+        (provider("revocation-endpoint = \"https://me:canary-5ecret@\""), "DIR/freshd.toml:5: provider.a.revocation-endpoint is not a URL; it must be like https://auth.example.com/token"),
+        (provider("client-auth = \"none\""), "DIR/freshd.toml:3: provider.a.client-secret must be left out where client-auth is \"none\""),
+        (provider("client-auth = \"jwt\""), "DIR/freshd.toml:5: provider.a.client-auth is \"jwt\" but must be \"basic\", \"body\" or \"none\""),
+        (provider("profile = \"hupspot\""), "DIR/freshd.toml:5: provider.a.profile is \"hupspot\" but must be one of box, google, hubspot; or leave it out and give the endpoints"),
+        (provider("scopes = [\"a b\"]"), "DIR/freshd.toml:5: provider.a.scopes is \"a b\" but must be scopes of RFC 6749: one each, not empty, printable, without spaces"),
+        (provider("scopes = \"a\""), "DIR/freshd.toml:5: provider.a.scopes is \"a\" but must be a list"),
+        (provider("dead-grant-codes = [\"\"]"), "DIR/freshd.toml:5: provider.a.dead-grant-codes has \"\" but must be codes, none empty"),
+        (provider("keep-alive = \"yes\""), "DIR/freshd.toml:5: provider.a.keep-alive is \"yes\" but must be true or false"),
+        ("[provider.A]\nclient-id = \"id\"\ntoken-endpoint = \"https://a.example\"\nclient-auth = \"none\"".into(), "DIR/freshd.toml:1: provider.A is \"A\" but must be 1 to 64 of a-z, 0-9, \".\", \"_\" and \"-\", and begin with a letter or digit"),
+        (app(""), "DIR/freshd.toml:1: app.crm has none of them but must have one of unix-user, unix-uid, unix-group and socket"),
+        (app("unix-uid = 1\nsocket = true"), "DIR/freshd.toml:1: app.crm has unix-uid and socket but must have one of unix-user, unix-uid, unix-group and socket"),
+        (app("unix-user = \"no-such-user\""), "DIR/freshd.toml:4: app.crm.unix-user is \"no-such-user\" but there is no such user on this host; create it, or give its number as unix-uid"),
+        (app("unix-group = \"no-such-group\""), "DIR/freshd.toml:4: app.crm.unix-group is \"no-such-group\" but there is no such group on this host; create it"),
+        (app("unix-uid = -1"), "DIR/freshd.toml:4: app.crm.unix-uid is -1 but must be a uid, from 0 to 4294967294"),
+        (app("unix-uid = 65534"), "DIR/freshd.toml:4: app.crm.unix-uid is 65534, which is what the kernel says of anybody it cannot name; run the app as a user of its own, or give it socket = true"),
+        (app("unix-user = \"nobody\""), "DIR/freshd.toml:4: app.crm.unix-user is 65534, which is what the kernel says of anybody it cannot name; run the app as a user of its own, or give it socket = true"),
+        (app("unix-uid = \"crm\""), "DIR/freshd.toml:4: app.crm.unix-uid is \"crm\" but must be a whole number"),
+        (app("socket = false"), "DIR/freshd.toml:4: app.crm.socket is false but must be true or an absolute path"),
+        (app("socket = \"crm.sock\""), "DIR/freshd.toml:4: app.crm.socket is \"crm.sock\" but must be an absolute path"),
+        (app("socket = \"/run/freshd/shared/freshd.sock\""), "DIR/freshd.toml:4: app.crm.socket is \"/run/freshd/shared/freshd.sock\" but daemon.socket is there; each socket needs its own path"),
+        (app("unix-uid = 1\nnamespace = \"A\""), "DIR/freshd.toml:5: app.crm.namespace is \"A\" but must be 1 to 64 of a-z, 0-9, \".\", \"_\" and \"-\", and begin with a letter or digit"),
+        (format!("{}\n{}", app("unix-uid = 1"), "[app.web]\nunix-uid = 1\nproviders = [\"*\"]\nmay = [\"read\"]"), "DIR/freshd.toml:5: app.web has uid 1 but app.crm has it too; give one of them socket = true"),
+        ("[app.crm]\nunix-uid = 1\nproviders = [\"*\"]".into(), "DIR/freshd.toml:1: app.crm.may is missing or empty but must be a list of read, import, revoke and authorize"),
+        ("[app.crm]\nunix-uid = 1\nproviders = [\"*\"]\nmay = [\"write\"]".into(), "DIR/freshd.toml:4: app.crm.may has \"write\" but must be a list of read, import, revoke and authorize"),
+        ("[app.crm]\nunix-uid = 1\nmay = [\"read\"]".into(), "DIR/freshd.toml:1: app.crm.providers is missing or empty but must be a list of providers, or [\"*\"]"),
+        (format!("{}[app.crm]\nunix-uid = 1\nproviders = [\"b\"]\nmay = [\"read\"]", provider("")), "DIR/freshd.toml:7: app.crm.providers has \"b\" but each must be configured as [provider.NAME]"),
+        (format!("{}[app.crm]\nunix-uid = 1\nproviders = [\"a\", \"*\"]\nmay = [\"read\"]", provider("")), "DIR/freshd.toml:7: app.crm.providers has \"*\" but \"*\" must stand alone"),
+    ] {
+        assert_eq!(fixture.errors(&text), [said], "{text}");
+    }
+}
+
+#[test]
+fn a_client_secret_is_read_from_a_closed_file_only() {
+    let fixture = Fixture::new();
+    fixture.write("open", CANARY, 0o604);
+    fixture.write("empty", "\n", 0o600);
+    let secret = |value: &str| provider("").replace("{ file = \"DIR/secret\" }", value);
+    let prefix = "DIR/freshd.toml:3: provider.a.client-secret";
+    let rule = "must be { credential = \"NAME\" } or { file = \"/PATH\" }, never the secret itself";
+    for (value, said) in [
+        ("\"canary-5ecret\"", rule),
+        ("5", rule),
+        ("{ value = \"canary-5ecret\" }", rule),
+        ("{ file = [\"canary-5ecret\"] }", rule),
+        (
+            "{ file = \"/a\", credential = \"b\" }",
+            "must have one of credential and file",
+        ),
+        (
+            "{ file = \"DIR/none\" }",
+            "is in \"DIR/none\" but cannot be read: there is no such file",
+        ),
+        (
+            "{ file = \"DIR/empty\" }",
+            "is in \"DIR/empty\" but it is empty",
+        ),
+        (
+            "{ file = \"DIR/conf.d\" }",
+            "is in \"DIR/conf.d\" but it is not a file",
+        ),
+        (
+            "{ file = \"DIR/open\" }",
+            "is in \"DIR/open\" but other users may read or write it; chmod 0600, or 0640 with a group of its own",
+        ),
+        (
+            "{ credential = \"none\" }",
+            "is in \"DIR/credentials/none\" but cannot be read: there is no such file",
+        ),
+    ] {
+        assert_eq!(
+            fixture.errors(&secret(value)),
+            [format!("{prefix} {said}")],
+            "{value}"
+        );
+    }
+    assert_eq!(
+        fixture.errors(&secret("{ credential = \"../secret\" }")),
+        [format!(
+            "{prefix}.credential is \"../secret\" but must be the name of a systemd credential, without /"
+        )]
+    );
+    let text = fixture.fill(&secret("{ credential = \"hubspot\" }"));
+    fixture.write("freshd.toml", &text, 0o644);
+    let errors = load(&fixture.path("freshd.toml"), &Defaults::system(&|_| None)).unwrap_err();
+    assert!(
+        errors[0]
+            .message
+            .contains("$CREDENTIALS_DIRECTORY is not set"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn one_newline_is_cut_off_a_secret_and_nothing_else() {
+    let fixture = Fixture::new();
+    for (content, secret) in [
+        ("s", "s"),
+        ("s\n", "s"),
+        ("s\r\n", "s"),
+        ("s\n\n", "s\n"),
+        (" s ", " s "),
+    ] {
+        fixture.write("secret", content, 0o640);
+        let config = fixture.load(&provider("")).unwrap();
+        let read = config.providers["a"]
+            .registration
+            .client_secret
+            .as_ref()
+            .unwrap();
+        assert_eq!(read.expose(), secret);
+    }
+}
+
+#[test]
+fn many_errors_are_reported_at_once_in_the_order_of_the_files() {
+    let fixture = Fixture::new();
+    fixture.write("conf.d/10-app.toml", "[app.b]\nunix-uid = 1\n", 0o644);
+    let errors = fixture.errors(
+        "[refresh]\nmargin = \"x\"\nfloor = 1\nfoo = 1\n[provider.a]\nclient-auth = \"x\"\nrate = \"x\"\n",
+    );
+    let keys: Vec<&str> = errors
+        .iter()
+        .filter_map(|error| error.split(' ').nth(1))
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "refresh.margin",
+            "refresh.floor",
+            "refresh.foo",
+            "provider.a.token-endpoint",
+            "provider.a.client-id",
+            "provider.a.client-auth",
+            "provider.a.rate",
+            "app.b.may",
+            "app.b.providers",
+        ]
+    );
+    assert!(
+        errors[8].starts_with("DIR/conf.d/10-app.toml:1: "),
+        "{}",
+        errors[8]
+    );
+}
+
+#[test]
+fn sections_come_from_any_file_but_a_key_from_one() {
+    let fixture = Fixture::new();
+    fixture.write(
+        "conf.d/20-b.toml",
+        &fixture.fill(&provider("").replace(".a]", ".b]")),
+        0o644,
+    );
+    fixture.write("conf.d/10-a.toml", "[refresh]\nfloor = \"2s\"", 0o644);
+    fixture.write("conf.d/.hidden.toml", "nonsense", 0o644);
+    fixture.write("conf.d/README", "nonsense", 0o644);
+    let config = fixture.load("[refresh]\nmargin = \"1m\"").unwrap();
+    assert_eq!(
+        config.files,
+        ["freshd.toml", "conf.d/10-a.toml", "conf.d/20-b.toml"].map(|name| fixture.path(name))
+    );
+    assert_eq!(config.providers["b"].policy.floor, Duration::from_secs(2));
+    assert_eq!(config.providers["b"].policy.margin, Duration::from_secs(60));
+
+    assert_eq!(
+        fixture.errors("[refresh]\nfloor = \"1s\""),
+        ["DIR/conf.d/10-a.toml:2: refresh.floor is set in DIR/freshd.toml:2 already; set it once"]
+    );
+}
+
+#[test]
+fn broken_toml_names_the_line_and_the_key_but_quotes_nothing() {
+    let fixture = Fixture::new();
+    for (text, place) in [
+        (
+            "[provider.a]\nclient-id = canary-5ecret\n",
+            "DIR/freshd.toml:2: provider.a.client-id is not TOML: ",
+        ),
+        (
+            "[provider.a]\nclient-secret = \"canary-5ecret\n",
+            "DIR/freshd.toml:2: provider.a.client-secret is not TOML: ",
+        ),
+        (
+            "[provider.a]\nclient-secret = \"canary-5ecret\" x\n",
+            "DIR/freshd.toml:2: provider.a.client-secret is not TOML: ",
+        ),
+        (
+            "[provider.a]\nclient-secret = \"\\qcanary-5ecret\"\n",
+            "DIR/freshd.toml:2: provider.a.client-secret is not TOML: ",
+        ),
+        (
+            "[provider.a]\nclient-secret = { canary-5ecret }\n",
+            "DIR/freshd.toml:2: provider.a.client-secret is not TOML: ",
+        ),
+        ("canary-5ecret\n", "DIR/freshd.toml:1: line is not TOML: "),
+        (
+            "[refresh]\nmargin = \"1s\"\nmargin = \"2s\"\n",
+            "DIR/freshd.toml:3: refresh.margin is not TOML: ",
+        ),
+    ] {
+        let errors = fixture.errors(text);
+        assert!(errors[0].starts_with(place), "{text}: {errors:?}");
+        assert!(!errors.concat().contains("canary"), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let fixture = Fixture::new();
+    let errors = load(&fixture.path("none.toml"), &fixture.defaults()).unwrap_err();
+    assert_eq!(errors.len(), 1);
+    assert!(
+        errors[0]
+            .to_string()
+            .ends_with("none.toml: file cannot be read: there is no such file")
+    );
+}
+
+#[test]
+fn no_secret_shows_in_debug_or_in_the_description() {
+    let fixture = Fixture::new();
+    let config = fixture
+        .load(include_str!("../../config/freshd.toml"))
+        .unwrap();
+    let description = describe(&config);
+    let json = serde_json::to_string(&description).unwrap();
+    let shown = format!("{config:?}{config:#?}{description}{description:?}{json}");
+    assert!(!shown.contains("canary"), "{shown}");
+    assert!(shown.contains("redacted"));
+}
+
+#[test]
+fn the_description_says_what_was_understood() {
+    let fixture = Fixture::new();
+    let text = format!(
+        "{}{}",
+        provider("rate = \"100/m\"\nscopes = [\"a\", \"b\"]\n"),
+        app("unix-uid = 33")
+    );
+    let config = fixture.load(&text).unwrap();
+    let description = describe(&config).to_string();
+    for line in [
+        "state         /var/lib/freshd\n",
+        "provider a\n  tokens      https://a.example/token\n  revocation  no endpoint\n",
+        "  client      id, authentication basic\n  rotation    unknown\n",
+        "  margin      5m, inactive after 3d\n",
+        "  scopes      a b\n",
+        "app crm\n  peer        uid 33\n  namespace   default\n  providers   *\n  may         read\n",
+    ] {
+        assert!(description.contains(line), "{description}");
+    }
+}
+
+#[test]
+fn without_root_everything_is_in_the_xdg_directories() {
+    let env = |pairs: &'static [(&str, &str)]| {
+        move |name: &str| {
+            pairs
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.to_string())
+        }
+    };
+    let defaults = Defaults::user(&env(&[
+        ("HOME", "/home/u"),
+        ("XDG_RUNTIME_DIR", "/run/user/1"),
+    ]));
+    assert_eq!(
+        defaults.file,
+        Path::new("/home/u/.config/freshd/freshd.toml")
+    );
+    assert_eq!(
+        defaults.daemon.key_file,
+        Path::new("/home/u/.config/freshd/key")
+    );
+    assert_eq!(
+        defaults.daemon.state_dir,
+        Path::new("/home/u/.local/state/freshd")
+    );
+    assert_eq!(
+        defaults.daemon.socket,
+        Path::new("/run/user/1/freshd/shared/freshd.sock")
+    );
+    assert!(defaults.daemon.make_key);
+    let defaults = Defaults::user(&env(&[
+        ("HOME", "/home/u"),
+        ("XDG_CONFIG_HOME", "/c"),
+        ("XDG_STATE_HOME", "relative"),
+    ]));
+    assert_eq!(defaults.file, Path::new("/c/freshd/freshd.toml"));
+    assert_eq!(
+        defaults.daemon.app_socket_dir,
+        Path::new("/home/u/.local/state/freshd/run/app")
+    );
+    let system = Defaults::system(&env(&[]));
+    assert_eq!(system.file, Path::new("/etc/freshd/freshd.toml"));
+    assert_eq!(
+        system.daemon.admin_socket,
+        Path::new("/run/freshd/admin/freshd.sock")
+    );
+    assert!(!system.daemon.make_key);
+}

@@ -1,0 +1,286 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::failure::EXIT_CODES;
+
+const ABOUT: &str = "Looks after freshd: what it keeps fresh, for whom, and what it cannot";
+const STATUS_HELP: &str = "\
+Exit code 0: all is well. 1: something needs attention: a provider does not run, grants need authorization, \
+the store cannot be written, a reload was refused. A cool-down ends by itself and is no trouble.";
+const GLOBAL: &str = "Options of every command";
+const PROVIDER: &str = "The provider's name, or provider:account";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "freshctl", version, about = ABOUT, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// Prints the daemon's JSON instead of text for people
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub json: bool,
+    /// The namespace that the users are in (default: the daemon's default; in lists: all)
+    #[arg(long, global = true, value_name = "NS", value_parser = name, help_heading = GLOBAL)]
+    pub namespace: Option<String>,
+    /// The daemon's socket: the admin one, or for what it allows a shared or app one [env: FRESHD_SOCKET] [default: the configured admin socket]
+    #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
+    pub socket: Option<PathBuf>,
+    /// The configuration file
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
+    pub config: Option<PathBuf>,
+    /// Prints without colours, as the environment variable NO_COLOR does
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub no_color: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Says whether all is well, and if not, whom it concerns and what to do
+    #[command(after_help = STATUS_HELP)]
+    Status,
+    /// Lists grants
+    Grants(Grants),
+    /// Shows a user, or one grant
+    Show {
+        /// The app's name for the user
+        #[arg(value_parser = user)]
+        user: String,
+        #[arg(help = PROVIDER, value_parser = name)]
+        provider: Option<String>,
+    },
+    /// Prints an access token, and nothing else, to standard output
+    Token(Token),
+    /// Imports a grant (JSON on standard input), or many from a file
+    Import(Import),
+    /// Lets imports that were held (import --hold) be refreshed
+    Release(Release),
+    /// Refreshes now, as after an API refused the access token
+    Refresh {
+        #[command(flatten)]
+        grant: Grant,
+        /// The generation that was refused; if it is no longer the current one, nothing is refreshed
+        #[arg(long, value_name = "N")]
+        generation: Option<u64>,
+    },
+    /// Notes that a user is back: resumes, and refreshes what is stale
+    Activity {
+        /// The app's name for the user
+        #[arg(value_parser = user)]
+        user: String,
+    },
+    /// Stops refreshing a grant, all grants of a user, or a provider
+    Pause(Target),
+    /// Refreshes again what is paused, whatever the reason
+    Resume(Target),
+    /// Deletes a grant, or all grants of a user, and revokes them at their providers
+    Revoke {
+        /// The app's name for the user
+        #[arg(value_parser = user)]
+        user: String,
+        #[arg(help = PROVIDER, value_parser = name)]
+        provider: Option<String>,
+        /// Does not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Lists the providers and how they fare
+    Providers,
+    /// Checks the configuration and says what it means; needs no daemon
+    CheckConfig,
+    /// Makes keys; needs no daemon
+    Key {
+        /// What to do with a key.
+        #[command(subcommand)]
+        command: Key,
+    },
+    /// Prints a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// `grants`.
+#[derive(Args, Debug)]
+pub struct Grants {
+    /// Only those with this state
+    #[arg(long, value_enum)]
+    pub state: Option<State>,
+    /// Only those at this provider
+    #[arg(long)]
+    pub provider: Option<String>,
+    /// Only this user's
+    #[arg(long, value_parser = user)]
+    pub user: Option<String>,
+    /// Only those whose scope lacks this one
+    #[arg(long, value_name = "SCOPE")]
+    pub missing_scope: Option<String>,
+    /// At most this many (default: all)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+}
+
+/// A grant's state.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum State {
+    /// Refreshed when due
+    Active,
+    /// Not refreshed until something resumes it
+    Paused,
+    /// Only the user can mend it
+    NeedsAuthorization,
+}
+
+/// One grant.
+#[derive(Args, Debug)]
+pub struct Grant {
+    /// The app's name for the user
+    #[arg(value_parser = user)]
+    pub user: String,
+    #[arg(help = PROVIDER, value_parser = name)]
+    pub provider: String,
+}
+
+/// `token`.
+#[derive(Args, Debug)]
+pub struct Token {
+    /// Whose, and where.
+    #[command(flatten)]
+    pub grant: Grant,
+    /// Refreshes first if fewer seconds are left (default: the daemon's, 10)
+    #[arg(long, value_name = "S")]
+    pub min_ttl: Option<u64>,
+    /// Waits at most so many seconds for that (default: the daemon's, 10)
+    #[arg(long, value_name = "S")]
+    pub wait: Option<u64>,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t = Format::Raw)]
+    pub format: Format,
+    /// Counts as the user's activity: an absent user's grants are resumed
+    #[arg(long)]
+    pub activity: bool,
+}
+
+/// How a token is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The access token
+    Raw,
+    /// The daemon's answer, as --json does
+    Json,
+    /// Authorization: Bearer TOKEN, as for curl -H
+    Header,
+}
+
+/// `import`.
+#[derive(Args, Debug)]
+#[command(after_help = JSONL_HELP)]
+pub struct Import {
+    /// The app's name for the user
+    #[arg(value_parser = user, required_unless_present = "jsonl", conflicts_with = "jsonl")]
+    pub user: Option<String>,
+    #[arg(help = PROVIDER, value_parser = name, required_unless_present = "jsonl", conflicts_with = "jsonl")]
+    pub provider: Option<String>,
+    /// Replaces grants that are there already
+    #[arg(long)]
+    pub replace: bool,
+    /// Holds them: nothing is refreshed until release, so that the old system can be stopped first
+    #[arg(long)]
+    pub hold: bool,
+    /// Imports many: one JSON object per line; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub jsonl: Option<PathBuf>,
+    /// Writes what became of each line to a new file
+    #[arg(long, value_name = "FILE", requires = "jsonl")]
+    pub report: Option<PathBuf>,
+    /// Goes on where the run that wrote this report stopped: skips the lines that were taken, and adds to the report
+    #[arg(
+        long,
+        value_name = "REPORT",
+        requires = "jsonl",
+        conflicts_with = "report"
+    )]
+    pub resume_from: Option<PathBuf>,
+}
+
+const JSONL_HELP: &str = "\
+The JSON has the members of a token response (RFC 6749, 5.1), and expires_at or obtained_at. \
+A refresh_token alone is enough. With --jsonl each line also has user and provider, and may have account and namespace.
+
+An import can be run again: grants that are there are unchanged. \
+Lines that are not taken are told by number, the others go on; the exit code is 0 if all were taken and 1 if not.";
+
+/// `release`.
+#[derive(Args, Debug)]
+pub struct Release {
+    /// The app's name for the user
+    #[arg(value_parser = user, required_unless_present = "all", conflicts_with = "all", requires = "grant_provider")]
+    pub user: Option<String>,
+    #[arg(help = PROVIDER, id = "grant_provider", value_name = "PROVIDER", value_parser = name)]
+    pub grant_provider: Option<String>,
+    /// With --all: the provider
+    #[arg(long = "provider", id = "of", value_name = "PROVIDER", requires = "all", value_parser = name)]
+    pub of: Option<String>,
+    /// Releases every held grant of the provider
+    #[arg(long, requires = "of")]
+    pub all: bool,
+}
+
+/// `pause` and `resume`.
+#[derive(Args, Debug)]
+pub struct Target {
+    /// The app's name for the user
+    #[arg(value_parser = user, required_unless_present = "provider_wide", conflicts_with = "provider_wide")]
+    pub user: Option<String>,
+    #[arg(help = PROVIDER, value_parser = name)]
+    pub provider: Option<String>,
+    /// A whole provider: no request leaves for it
+    #[arg(long, value_name = "PROVIDER", value_parser = name)]
+    pub provider_wide: Option<String>,
+}
+
+/// `key`.
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Writes a new key to a new file of mode 0600
+    Generate {
+        /// The file; one that is there is never overwritten
+        file: PathBuf,
+    },
+}
+
+/// Checks a user's name: 1 to 255 bytes, no control characters, not `.` or `..`.
+pub fn user(text: &str) -> Result<String, String> {
+    if text == "." || text == ".." {
+        return Err("a user's name is not . or ..".to_owned());
+    }
+    name(text)
+}
+
+/// Checks a name that goes into a path or a header: 1 to 255 bytes, no control characters.
+pub fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 255 {
+        return Err(format!(
+            "a name has 1 to 255 bytes, this one has {}",
+            text.len()
+        ));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("a name has no control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}

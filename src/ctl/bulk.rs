@@ -1,0 +1,237 @@
+//! `import --jsonl`: many grants, several at once, and a report.
+//!
+//! Running an import again is safe: the daemon knows every refresh token a grant has had, and answers
+//! `unchanged`. So a request whose answer was lost is simply sent again.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::task::JoinSet;
+
+use super::Session;
+use super::args::Import;
+use super::call_error::CallError;
+use super::client::{Call, Client};
+use super::failure::{Exit, Failure};
+use super::import::{self, Entry};
+use super::lines::read_lines;
+use super::report::Record;
+use super::tally::{Place, Tally, place};
+
+/// Requests in flight at once, each on a connection of its own.
+const IN_FLIGHT: usize = 16;
+/// A request is sent so often before the import stops: about a minute, where the daemon names no time.
+const TRIES: u32 = 10;
+/// No pause between two tries is longer, whatever the daemon asks for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Imports every line of `file`.
+pub(super) async fn import(
+    session: &mut Session<'_, '_>,
+    args: &Import,
+    file: &Path,
+) -> Result<Exit, Failure> {
+    let (input, size) = open(session, file)?;
+    session.client.reach().await?;
+    let mut tally = Tally::new(args, session.console.terminals.stderr, size)?;
+    let ended = fly_all(session, args, input, &mut tally).await;
+    tally.summary(session)?;
+    ended?;
+    Ok(if tally.totals.not_taken == 0 {
+        Exit::Ok
+    } else {
+        Exit::Attention
+    })
+}
+
+fn open(
+    session: &mut Session<'_, '_>,
+    file: &Path,
+) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
+    if file.as_os_str() == "-" {
+        let stdin = std::mem::replace(&mut session.console.stdin, Box::new(io::empty()));
+        return Ok((stdin, None));
+    }
+    let opened = File::open(file).and_then(|opened| {
+        let about = opened.metadata()?;
+        if about.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        Ok((opened, about.is_file().then_some(about.len())))
+    });
+    let (opened, size) = opened.map_err(|error| {
+        Failure::new(
+            Exit::NoInput,
+            format!("cannot open {}: {error}", file.display()),
+        )
+    })?;
+    Ok((Box::new(opened), size))
+}
+
+/// What came back for one line.
+struct Landed {
+    record: Record,
+    /// Names the grant among those in flight.
+    place: Place,
+    /// Why the whole import stops, if so.
+    stop: Option<CallError>,
+}
+
+/// Sends every line; two for one grant never fly together, so that the later one wins.
+async fn fly_all(
+    session: &mut Session<'_, '_>,
+    args: &Import,
+    input: Box<dyn Read + Send>,
+    tally: &mut Tally,
+) -> Result<(), Failure> {
+    let mut lines = read_lines(input);
+    let mut flights: JoinSet<Landed> = JoinSet::new();
+    let mut flying: HashSet<Place> = HashSet::new();
+    let mut next: Option<(u64, Entry)> = None;
+    let mut ended = false;
+    loop {
+        let free = flights.len() < IN_FLIGHT;
+        if let Some((number, entry)) =
+            next.take_if(|(_, entry)| free && !flying.contains(&place(entry)))
+        {
+            flying.insert(place(&entry));
+            let call = import::call(&entry.user, &entry.provider, &entry.tokens, args);
+            let call = match &entry.namespace {
+                Some(namespace) => call.namespace(Some(namespace)),
+                None => call,
+            };
+            flights.spawn(fly(Arc::clone(&session.client), call, number, entry));
+            continue;
+        }
+        if ended && next.is_none() && flights.is_empty() {
+            return Ok(());
+        }
+        tokio::select! {
+            Some(flight) = flights.join_next(), if !flights.is_empty() => {
+                let landed = flight.map_err(|_| {
+                    Failure::new(Exit::Internal, "a request ended unexpectedly")
+                })?;
+                flying.remove(&landed.place);
+                if let Some(error) = landed.stop {
+                    return Err(stopped(error, landed.record.line, args));
+                }
+                tally.count(session, landed.record)?;
+            }
+            line = lines.recv(), if next.is_none() && !ended => match line {
+                None => ended = true,
+                Some(line) => {
+                    let line = line.map_err(|error| {
+                        Failure::new(Exit::Io, format!("cannot read the input: {error}"))
+                    })?;
+                    next = tally.look_at(session, line)?;
+                }
+            },
+        }
+    }
+}
+
+/// The failure of an import that could not go on.
+fn stopped(error: CallError, line: u64, args: &Import) -> Failure {
+    let again = match args.report.as_ref().or(args.resume_from.as_ref()) {
+        Some(report) => format!(
+            "to go on from here: the same with --resume-from {}",
+            report.display()
+        ),
+        None => "run it again: what was taken is unchanged then".to_owned(),
+    };
+    match Failure::from(error) {
+        Failure::Told {
+            exit,
+            message,
+            hint,
+        } => Failure::Told {
+            exit,
+            message: format!("stopped at line {line}: {message}"),
+            hint: Some(
+                hint.into_iter()
+                    .chain([again])
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+            ),
+        },
+        pipe => pipe,
+    }
+}
+
+#[derive(Deserialize)]
+struct Taken {
+    result: String,
+}
+
+/// Sends one line's request until it is answered for good, or the tries are used up.
+async fn fly(client: Arc<Client>, call: Call, line: u64, entry: Entry) -> Landed {
+    let mut tries = 0;
+    let answer = loop {
+        tries += 1;
+        match client.send(&call).await {
+            Err(error) if error.may_pass() && tries < TRIES => {
+                tokio::time::sleep(pause(&error, tries)).await;
+            }
+            answer => break answer,
+        }
+    };
+    let place = place(&entry);
+    let mut record = Record {
+        line,
+        namespace: entry.namespace.clone(),
+        user: Some(entry.user.clone()),
+        provider: Some(entry.provider.clone()),
+        result: "not-taken".to_owned(),
+        kind: None,
+        detail: None,
+    };
+    let mut stop = None;
+    match answer {
+        Ok(answer) => match serde_json::from_slice::<Taken>(&answer.body) {
+            Ok(taken) if matches!(taken.result.as_str(), "created" | "replaced" | "unchanged") => {
+                record.result = taken.result;
+            }
+            _ => record.detail = Some("the daemon's answer is not understood".to_owned()),
+        },
+        Err(CallError::Refused(problem)) if !matches!(problem.status, 408 | 429 | 503 | 507) => {
+            record.kind = Some(problem.kind);
+            record.detail = Some(without_secrets(problem.detail, &entry));
+        }
+        Err(error) => stop = Some(error),
+    }
+    Landed {
+        record,
+        place,
+        stop,
+    }
+}
+
+/// How long to wait before the next try: as long as the daemon says, else doubling. A lost connection is
+/// tried again at once, the first time.
+fn pause(error: &CallError, tries: u32) -> Duration {
+    let asked = match error {
+        CallError::Refused(problem) => problem.retry_after.map(Duration::from_secs),
+        CallError::Lost(_) if tries == 1 => Some(Duration::ZERO),
+        _ => None,
+    };
+    asked
+        .unwrap_or(Duration::from_millis(100) * 2u32.saturating_pow(tries))
+        .min(LONGEST_PAUSE)
+}
+
+/// Returns a detail for the report. The daemon quotes no token; if another server should, the report still won't.
+fn without_secrets(detail: String, entry: &Entry) -> String {
+    let secrets = [&entry.tokens.access_token, &entry.tokens.refresh_token];
+    secrets
+        .into_iter()
+        .flatten()
+        .filter(|secret| !secret.is_empty())
+        .fold(detail, |detail, secret| {
+            detail.replace(secret.as_str(), "[redacted]")
+        })
+}

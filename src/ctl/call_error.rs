@@ -1,0 +1,181 @@
+//! Why the daemon gave no good answer, and what that means for exit code and hint.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::client::BODY_LIMIT;
+use super::failure::{Exit, Failure};
+use super::output::length;
+use crate::local_api::types::Problem;
+
+/// Why there is no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No connection: nothing was sent.
+    #[error("cannot reach freshd at {socket}: {error}", socket = .socket.display(), error = reason(.source))]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection ended before the whole answer was here. Whether the request was done is unknown.
+    #[error("freshd at {socket} ended the connection before it had answered", socket = .0.display())]
+    Lost(PathBuf),
+    /// No answer within the deadline. Whether the request was done is unknown.
+    #[error("freshd has not answered within {}", length(.0.as_secs()))]
+    TimedOut(Duration),
+    /// The answer is longer than anything freshd says.
+    #[error("the answer is longer than {} MiB: is this freshd's socket?", BODY_LIMIT >> 20)]
+    TooLong,
+    /// The namespace can't be sent.
+    #[error("the namespace cannot be sent: a name has no control characters")]
+    Namespace,
+    /// The daemon refused.
+    #[error("{}", told(.0))]
+    Refused(Box<Problem>),
+}
+
+/// The operating system's words, without its error number.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such socket".to_owned(),
+        io::ErrorKind::ConnectionRefused => "nobody listens there".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The problem's own words, with its type.
+fn told(problem: &Problem) -> String {
+    let text = if problem.detail.is_empty() {
+        &problem.title
+    } else {
+        &problem.detail
+    };
+    format!("{text} ({})", problem.kind)
+}
+
+/// Returns whether the socket does not have the verb: only the admin one has all.
+fn admin_only(problem: &Problem) -> bool {
+    problem.kind == "urn:freshd:no-such-route"
+}
+
+impl CallError {
+    /// Returns whether the same request may go well a little later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            CallError::Connect { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            CallError::Lost(_) | CallError::TimedOut(_) => true,
+            CallError::TooLong | CallError::Namespace => false,
+            CallError::Refused(problem) => matches!(problem.status, 408 | 429 | 503 | 507),
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            CallError::Connect { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Exit::Permission,
+                io::ErrorKind::WouldBlock => Exit::TryLater,
+                _ => Exit::Unavailable,
+            },
+            CallError::Lost(_) | CallError::TimedOut(_) => Exit::TryLater,
+            CallError::TooLong => Exit::Internal,
+            CallError::Namespace => Exit::Usage,
+            CallError::Refused(problem) if admin_only(problem) => Exit::Permission,
+            CallError::Refused(problem) => match problem.status {
+                401 | 403 => Exit::Permission,
+                404 => Exit::NoSuchGrant,
+                409 => Exit::NotServed,
+                408 | 429 | 503 | 507 => Exit::TryLater,
+                400..=499 => Exit::Data,
+                _ => Exit::Internal,
+            },
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            CallError::Connect { source, socket } => Some(match source.kind() {
+                io::ErrorKind::PermissionDenied => format!(
+                    "the admin socket is for the group freshd-admin: usermod -aG freshd-admin $USER, then log in anew\n\
+                     an app uses a socket of its own: freshctl --socket PATH (this was {})",
+                    socket.display()
+                ),
+                _ => "is it running? systemctl status freshd; start it with: systemctl start freshd\n\
+                      another socket is named with --socket PATH or FRESHD_SOCKET"
+                    .to_owned(),
+            }),
+            CallError::Lost(_) | CallError::TimedOut(_) => {
+                Some("look at what it logs: journalctl -u freshd".to_owned())
+            }
+            CallError::Refused(problem) => match (problem.retry_after, problem.status) {
+                (Some(seconds), _) => Some(format!("try again in {}", length(seconds))),
+                (None, 403) => {
+                    Some("the daemon's log shows the rule that would admit you".to_owned())
+                }
+                (None, 404) if admin_only(problem) => Some(
+                    "an app's socket has no admin verbs: --socket names the admin one".to_owned(),
+                ),
+                _ => None,
+            },
+            CallError::TooLong | CallError::Namespace => None,
+        }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        let failure = Failure::new(error.exit(), error.to_string());
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(error: CallError) -> (Exit, String) {
+        let Failure::Told { exit, hint, .. } = error.into() else {
+            panic!("quiet")
+        };
+        (exit, hint.unwrap_or_default())
+    }
+
+    fn connect(kind: io::ErrorKind) -> CallError {
+        CallError::Connect {
+            socket: "/run/freshd.sock".into(),
+            source: kind.into(),
+        }
+    }
+
+    #[test]
+    fn a_socket_that_denies_us_names_the_group_to_join() {
+        let error = connect(io::ErrorKind::PermissionDenied);
+        assert!(!error.may_pass());
+        let (exit, hint) = told(error);
+        assert_eq!(exit, Exit::Permission);
+        assert!(hint.contains("usermod -aG freshd-admin"), "{hint}");
+        assert_eq!(told(connect(io::ErrorKind::WouldBlock)).0, Exit::TryLater);
+    }
+
+    #[test]
+    fn a_verb_that_the_socket_does_not_have_is_a_matter_of_permission() {
+        let problem = Problem {
+            kind: "urn:freshd:no-such-route".to_owned(),
+            title: String::new(),
+            status: 404,
+            detail: String::new(),
+            reason: None,
+            since: None,
+            retry_after: None,
+        };
+        let (exit, hint) = told(CallError::Refused(Box::new(problem)));
+        assert_eq!(exit, Exit::Permission);
+        assert!(hint.contains("--socket"), "{hint}");
+    }
+}

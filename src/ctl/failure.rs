@@ -1,0 +1,102 @@
+//! How a command ends: its exit code, and what it says when it could not do its work.
+
+use std::io;
+
+/// The exit codes, mostly those of `sysexits.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// `status`: something needs attention. `import`: not everything was taken.
+    Attention = 1,
+    /// There is no such grant (404).
+    NoSuchGrant = 4,
+    /// The grant needs authorization or is paused (409).
+    NotServed = 5,
+    /// The command line is wrong (`EX_USAGE`).
+    Usage = 64,
+    /// The input is wrong (`EX_DATAERR`).
+    Data = 65,
+    /// The input cannot be opened (`EX_NOINPUT`).
+    NoInput = 66,
+    /// The daemon cannot be reached (`EX_UNAVAILABLE`).
+    Unavailable = 69,
+    /// The daemon failed, or answered what this command does not understand (`EX_SOFTWARE`).
+    Internal = 70,
+    /// A file cannot be created (`EX_CANTCREAT`).
+    CannotCreate = 73,
+    /// Reading or writing failed (`EX_IOERR`).
+    Io = 74,
+    /// It may work later (`EX_TEMPFAIL`).
+    TryLater = 75,
+    /// Not allowed (`EX_NOPERM`).
+    Permission = 77,
+    /// The configuration is wrong (`EX_CONFIG`).
+    Config = 78,
+}
+
+/// The table of exit codes as `--help` shows it.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+   0  done; for status: all is well
+   1  status: something needs attention; import: not everything was taken
+   4  no such grant, user or provider (404)
+   5  the grant needs authorization or is paused (409)
+  64  the command line is wrong
+  65  the input is wrong
+  66  the input cannot be opened
+  69  the daemon cannot be reached
+  70  the daemon failed, or its answer was not understood
+  73  a file cannot be created
+  74  reading or writing failed
+  75  it may work later (429, 503, 507, no answer in time)
+  77  not allowed (the socket's permissions, 403, or no such verb on this socket)
+  78  the configuration is wrong";
+
+/// Why a command stopped.
+#[derive(Debug)]
+pub enum Failure {
+    /// Whoever read our output hung up. Not an error.
+    BrokenPipe,
+    /// Something to tell.
+    Told {
+        /// The exit code.
+        exit: Exit,
+        /// What happened, without the `freshctl: ` prefix. May have several lines.
+        message: String,
+        /// What to do next.
+        hint: Option<String>,
+    },
+}
+
+impl Failure {
+    /// Makes a failure without a hint.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Failure::Told {
+            exit,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// Adds what to do next.
+    pub fn hint(self, text: impl Into<String>) -> Self {
+        match self {
+            Failure::Told { exit, message, .. } => Failure::Told {
+                exit,
+                message,
+                hint: Some(text.into()),
+            },
+            pipe => pipe,
+        }
+    }
+
+    /// Makes the failure of a write to standard output or standard error.
+    pub fn output(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Failure::BrokenPipe;
+        }
+        Failure::new(Exit::Io, format!("cannot write the output: {error}"))
+    }
+}

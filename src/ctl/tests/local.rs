@@ -1,0 +1,90 @@
+//! What needs no daemon: help, `check-config`, `key generate`, completions.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use clap::CommandFactory;
+
+use super::super::args::Cli;
+use super::super::local::say_checked;
+use super::super::output::Look;
+use super::{Console, Terminals, run};
+use crate::config::ConfigError;
+
+const NOWHERE: &str = "/nowhere/freshd.sock";
+
+#[test]
+fn the_help_is_as_it_was() {
+    let mut cli = Cli::command().term_width(100);
+    let mut text = cli.render_help().to_string();
+    cli.build();
+    for command in cli.get_subcommands_mut() {
+        text.push_str(&format!("\n----\n{}", command.render_help()));
+    }
+    insta::assert_snapshot!("help", text);
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for flag in ["--help", "--version"] {
+        let ran = run(Path::new(NOWHERE), &[flag], "");
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+        assert!(!ran.out.is_empty());
+    }
+}
+
+#[test]
+fn a_key_is_private_and_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    let args = ["key", "generate", file.to_str().unwrap()];
+    let ran = run(Path::new(NOWHERE), &args, "");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(
+        file.metadata().unwrap().permissions().mode() & 0o7777,
+        0o600
+    );
+    let key = std::fs::read_to_string(&file).unwrap();
+    assert!(!ran.out.contains(key.trim()));
+    assert_eq!(run(Path::new(NOWHERE), &args, "").code, 73);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), key);
+}
+
+#[test]
+fn every_error_of_a_configuration_is_on_a_line_of_its_own() {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut console = Console {
+        stdin: Box::new(std::io::empty()),
+        stdout: &mut out,
+        stderr: &mut err,
+        terminals: Terminals::default(),
+        env: &|_| None,
+        root: true,
+    };
+    let error = |key: &str, message: &str| ConfigError {
+        file: "/etc/freshd/freshd.toml".into(),
+        key: key.into(),
+        message: message.into(),
+    };
+    let errors = vec![
+        error("refresh.margin", "is 2h\nbut"),
+        error("provider.x", "has no\u{1b} client-id"),
+    ];
+    let failure = say_checked(Err::<String, _>(errors), Look::default(), &mut console).unwrap_err();
+    assert_eq!(console.tell(&failure), 78);
+    assert_eq!(
+        String::from_utf8(err).unwrap(),
+        "freshctl: /etc/freshd/freshd.toml: refresh.margin is 2h but\n\
+         freshctl: /etc/freshd/freshd.toml: provider.x has no\\u{1b} client-id\n"
+    );
+    assert!(out.is_empty());
+}
+
+#[test]
+fn completions_are_printed_for_each_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ran = run(Path::new(NOWHERE), &["completions", shell], "");
+        assert_eq!(ran.code, 0);
+        assert!(ran.out.contains("check-config"), "{shell}");
+    }
+}

@@ -1,0 +1,133 @@
+//! Who is active, and which token sets were read.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::refresh::grant::GrantId;
+use crate::refresh::time::UnixTime;
+use crate::store::{Store, StoreError};
+
+/// A user in a namespace.
+type User = (String, String);
+
+/// An activity is written when the last written one is this old; the rest stays in memory.
+const WRITTEN_EVERY: Duration = Duration::from_secs(60 * 60);
+
+#[derive(Clone, Copy)]
+struct Seen {
+    at: UnixTime,
+    /// What the store has, as far as this process wrote it.
+    written_at: Option<UnixTime>,
+}
+
+/// Last activity per user, most of it in memory.
+pub(super) struct Activity {
+    store: Store,
+    written_every: Duration,
+    seen: Mutex<HashMap<User, Seen>>,
+    read: Mutex<HashSet<GrantId>>,
+}
+
+impl Activity {
+    /// Makes an empty log. `inactive_after` is the shortest of all providers': what is written is never
+    /// older than a tenth of it, so that a crash makes nobody inactive.
+    pub(super) fn new(store: Store, inactive_after: Duration) -> Self {
+        Activity {
+            store,
+            written_every: WRITTEN_EVERY.min(inactive_after / 10),
+            seen: Mutex::default(),
+            read: Mutex::default(),
+        }
+    }
+
+    /// Notes a counted read or an activity note.
+    pub(super) fn note(&self, namespace: &str, user: &str, now: UnixTime) {
+        let key = (namespace.to_owned(), user.to_owned());
+        let write = {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let entry = seen.entry(key.clone()).or_insert(Seen {
+                at: now,
+                written_at: None,
+            });
+            // The clock may have been set back: the newest note rules.
+            entry.at = now;
+            let stale = entry
+                .written_at
+                .is_none_or(|at| now.since(at) >= self.written_every || at > now);
+            if stale {
+                entry.written_at = Some(now);
+            }
+            stale
+        };
+        if write {
+            let store = self.store.clone();
+            tokio::spawn(async move {
+                if let Err(error) = store.note_activity(vec![(key.0, key.1, now)]).await {
+                    tracing::debug!(%error, "activity-not-written");
+                }
+            });
+        }
+    }
+
+    /// Returns a user's last activity.
+    pub(super) async fn last(
+        &self,
+        namespace: &str,
+        user: &str,
+    ) -> Result<Option<UnixTime>, StoreError> {
+        let key = (namespace.to_owned(), user.to_owned());
+        let seen = {
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.get(&key).map(|seen| seen.at)
+        };
+        match seen {
+            Some(at) => Ok(Some(at)),
+            None => self.store.last_activity(namespace, user).await,
+        }
+    }
+
+    /// Notes that a grant's present token set was read.
+    pub(super) fn note_read(&self, id: GrantId) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.insert(id);
+    }
+
+    /// Returns whether a grant's present token set was read by anybody.
+    pub(super) fn is_read(&self, id: GrantId) -> bool {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.contains(&id)
+    }
+
+    /// Returns whether the token set that is being replaced was read by anybody, and forgets it.
+    pub(super) fn take_read(&self, id: GrantId) -> bool {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.remove(&id)
+    }
+
+    /// Writes what is only in memory, and forgets users who have been quiet for long.
+    pub(super) async fn flush(&self, now: UnixTime) -> Result<(), StoreError> {
+        let unwritten: Vec<_> = {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let unwritten = seen
+                .iter()
+                .filter(|(_, seen)| seen.written_at != Some(seen.at))
+                .map(|(user, seen)| (user.0.clone(), user.1.clone(), seen.at))
+                .collect();
+            seen.retain(|_, seen| now.since(seen.at) < self.written_every);
+            for seen in seen.values_mut() {
+                seen.written_at = Some(seen.at);
+            }
+            unwritten
+        };
+        if unwritten.is_empty() {
+            return Ok(());
+        }
+        self.store.note_activity(unwritten).await
+    }
+
+    /// Returns how often [`Activity::flush`] is wanted.
+    pub(super) fn flush_every(&self) -> Duration {
+        self.written_every
+    }
+}

@@ -1,0 +1,422 @@
+//! One attempt: from a grant's slot to its outcome on disk.
+//!
+//! Runs detached: a caller who hangs up cancels nothing. The decisions are
+//! [`Grant::step`] and [`Grant::settle`]; this file does what they say, in the
+//! order that loses nothing: mark, request, commit, then answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::driver::Event;
+use super::providers::Live;
+use super::shared::{Ended, Shared, due, lock, token_of};
+use crate::refresh::grant::{
+    AccessFacts, Cause, Effect, Grant, GrantId, NeedsReason, ProviderEffect, Standing, Step,
+};
+use crate::refresh::horizon::Due;
+use crate::refresh::time::UnixTime;
+use crate::refresh::token::{RefreshToken, TokenSet};
+use crate::refresh::token_response::Outcome;
+use crate::store::{Attemptable, Cas, Failure, Readable, StoreError, TokenCommit};
+
+/// What an attempt is wanted for.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) id: GrantId,
+    pub(super) cause: Cause,
+    /// The newest generation that the waiting callers have seen; a newer one satisfies them without a request.
+    pub(super) seen: Option<u64>,
+}
+
+/// How an attempt leaves its grant: the schedule's row, and what callers are told.
+pub(super) type Done = (Option<Due>, Ended);
+
+/// A write that the disk refused is tried again after this.
+const HELD_RETRY: Duration = Duration::from_secs(1);
+/// A row that the store could not give, or take the mark of, is tried again after this.
+const STORE_RETRY: Duration = Duration::from_secs(5);
+
+/// Runs one attempt.
+pub(super) async fn run(shared: Arc<Shared>, provider: String, wanted: Wanted) -> Done {
+    let Some(live) = shared.providers.find(&provider) else {
+        return (None, Ended::NoToken);
+    };
+    let attempt = Attempt {
+        shared,
+        live,
+        wanted,
+    };
+    match attempt.run().await {
+        Ok(done) => done,
+        Err(error) => {
+            attempt.shared.store_trouble(&error);
+            (attempt.again_later(), Ended::NoToken)
+        }
+    }
+}
+
+/// Finds the row of a grant whose attempt panicked. Its mark, if it had one, says that its fate is unknown.
+pub(super) async fn after_panic(shared: &Shared, id: GrantId) -> Option<Due> {
+    tracing::error!(grant = id.0, "attempt-panicked");
+    match shared.store.grant_by_id(id).await {
+        Ok(grant) => due(&grant?).map(|row| Due {
+            due_at: row.due_at.max(shared.clock.now() + STORE_RETRY),
+            ..row
+        }),
+        Err(_) => None,
+    }
+}
+
+struct Attempt {
+    shared: Arc<Shared>,
+    live: Arc<Live>,
+    wanted: Wanted,
+}
+
+impl Attempt {
+    async fn run(&self) -> Result<Done, StoreError> {
+        let Some(grant) = self.shared.store.grant_by_id(self.wanted.id).await? else {
+            return Ok((None, Ended::NoToken));
+        };
+        // Held until the outcome is on disk (I1, I2).
+        let _slot = self.shared.slots.acquire(&grant.key).await;
+        let (store, now) = (&self.shared.store, self.shared.clock.now());
+        let Some(attemptable) = store.attemptable(self.wanted.id, now).await? else {
+            return Ok((None, Ended::NoToken));
+        };
+        let Attemptable {
+            mut grant,
+            refresh_token,
+        } = attemptable;
+        if self.shared.activity.is_read(grant.id) {
+            grant.unused_refreshes = 0;
+        }
+        if self.wanted.seen.is_some_and(|seen| grant.generation > seen) {
+            return self.satisfied(grant).await;
+        }
+        if self.shared.halt(&grant.key.provider).is_some() {
+            return Ok((due(&grant), Ended::NoToken));
+        }
+        let now = self.shared.clock.now();
+        let last_active_at = match self.wanted.cause {
+            Cause::Due => {
+                let (namespace, user) = (&grant.key.namespace, &grant.key.user);
+                self.shared.activity.last(namespace, user).await?
+            }
+            Cause::Demand => None,
+        };
+        let policy = &self.live.config.policy;
+        match grant.step(self.wanted.cause, last_active_at, now, policy) {
+            Step::Refresh => match refresh_token {
+                Some(refresh_token) => self.refresh(grant, refresh_token).await,
+                None => Ok(self.quarantined(&grant)),
+            },
+            Step::Wait(at) => {
+                let waits = self
+                    .shared
+                    .store
+                    .set_due(grant.id, grant.generation, Some(at));
+                Ok(self.wrote(applied(waits.await?)))
+            }
+            Step::Pause(reason, due_at) => {
+                let standing = Standing::Paused(reason);
+                let paused = self.set_standing(&grant, standing, due_at).await?;
+                tracing::info!(
+                    user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
+                    reason = standing.reason(), "paused"
+                );
+                Ok(self.wrote(paused))
+            }
+            Step::NeedsAuthorization(reason) => {
+                let standing = Standing::NeedsAuthorization(reason);
+                let dead = self.set_standing(&grant, standing, None).await?;
+                self.tell_needs_authorization(&grant, reason, "-");
+                Ok(self.wrote(dead))
+            }
+            Step::Rest => Ok((None, Ended::NoToken)),
+        }
+    }
+
+    /// Another attempt, or an import, brought what the callers wait for.
+    async fn satisfied(&self, grant: Grant) -> Result<Done, StoreError> {
+        let ended = match self.shared.readable(&grant.key).await? {
+            Some(readable) => token(&readable, &self.shared),
+            None => Ended::NoToken,
+        };
+        Ok((due(&grant), ended))
+    }
+
+    async fn refresh(&self, grant: Grant, refresh_token: RefreshToken) -> Result<Done, StoreError> {
+        let shared = &self.shared;
+        let policy = &self.live.config.policy;
+        let grant = if policy.rotation.rotates() {
+            let sent_at = shared.clock.now();
+            match shared
+                .store
+                .begin_attempt(grant.id, grant.generation, sent_at)
+                .await?
+            {
+                Cas::Applied(grant) => grant,
+                Cas::Lost => return Ok((None, Ended::NoToken)),
+            }
+        } else {
+            grant
+        };
+        let outcome = self
+            .live
+            .client
+            .refresh(&refresh_token, shared.clock.now())
+            .await;
+        let now = shared.clock.now();
+        let (effect, provider_effect) =
+            grant.settle(&outcome, &refresh_token, now, policy, rand::random());
+        self.apply_to_provider(provider_effect, &outcome).await;
+        match effect {
+            Effect::Commit { tokens, due_at } => {
+                Ok(self.commit(&grant, Arc::new(tokens), due_at).await)
+            }
+            Effect::Retry {
+                due_at,
+                failures,
+                fate_unknown,
+            } => {
+                let failure = Failure {
+                    code: outcome.code(),
+                    due_at: Some(due_at),
+                    failures,
+                    fate_unknown,
+                    needs_authorization: None,
+                    at: now,
+                };
+                self.tell_failed(&grant, &failure);
+                self.record(&grant, failure).await
+            }
+            Effect::NeedsAuthorization(reason) => {
+                let code = outcome.code();
+                self.tell_needs_authorization(&grant, reason, &code);
+                let failure = Failure {
+                    code,
+                    due_at: None,
+                    failures: grant.failures.saturating_add(1),
+                    fate_unknown: false,
+                    needs_authorization: Some(reason),
+                    at: now,
+                };
+                self.record(&grant, failure).await
+            }
+        }
+    }
+
+    /// Commits a token set; while the disk refuses it, it is held: served, and written again until it sticks (I2).
+    async fn commit(&self, grant: &Grant, tokens: Arc<TokenSet>, due_at: Option<UnixTime>) -> Done {
+        let shared = &self.shared;
+        let unused = if shared.activity.take_read(grant.id) {
+            0
+        } else {
+            grant.unused_refreshes.saturating_add(1)
+        };
+        let mut held = false;
+        loop {
+            let at = shared.clock.now();
+            let committed = shared
+                .store
+                .commit_tokens(TokenCommit {
+                    id: grant.id,
+                    provider: grant.key.provider.clone(),
+                    presented_generation: grant.generation,
+                    tokens: tokens.clone(),
+                    due_at,
+                    standing: grant.standing,
+                    unused_refreshes: unused,
+                    at,
+                })
+                .await;
+            match committed {
+                Ok(Cas::Applied(after)) => {
+                    let recovered = held || grant.failures > 0;
+                    return self.committed(after, &tokens, recovered);
+                }
+                Ok(Cas::Lost) => {
+                    lock(&shared.held).remove(&grant.key);
+                    shared.revocations.notify_one();
+                    tracing::warn!(
+                        user = %shared.names.user(&grant.key), provider = %grant.key.provider,
+                        generation = grant.generation, "superseded"
+                    );
+                    return (None, Ended::NoToken);
+                }
+                Err(error) => {
+                    if !held {
+                        held = true;
+                        shared.store_trouble(&error);
+                        tracing::error!(
+                            user = %shared.names.user(&grant.key), provider = %grant.key.provider,
+                            %error, "held"
+                        );
+                        self.hold(grant, &tokens);
+                    }
+                    tokio::time::sleep(HELD_RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn committed(&self, grant: Grant, tokens: &TokenSet, recovered: bool) -> Done {
+        let shared = &self.shared;
+        shared.store_fine();
+        let (user, provider) = (shared.names.user(&grant.key), grant.key.provider.clone());
+        if recovered {
+            tracing::info!(%user, %provider, generation = grant.generation, "recovered");
+        } else {
+            tracing::debug!(%user, %provider, generation = grant.generation, "refreshed");
+        }
+        let readable = Arc::new(Readable {
+            access_token: tokens.access_token.clone(),
+            grant,
+        });
+        shared.cache.replace(readable.clone());
+        lock(&shared.held).remove(&readable.grant.key);
+        (due(&readable.grant), token(&readable, shared))
+    }
+
+    fn hold(&self, grant: &Grant, tokens: &TokenSet) {
+        let grant = Grant {
+            generation: grant.generation + 1,
+            access: Some(AccessFacts {
+                token_type: tokens.token_type.clone(),
+                obtained_at: tokens.obtained_at,
+                expires_at: tokens.expires_at,
+            }),
+            scope: tokens.scope.clone(),
+            ..grant.clone()
+        };
+        let readable = Arc::new(Readable {
+            access_token: tokens.access_token.clone(),
+            grant,
+        });
+        let key = readable.grant.key.clone();
+        lock(&self.shared.held).insert(key.clone(), readable.clone());
+        self.shared.cache.forget(&key);
+        let _ = self.shared.driver.send(Event::Answer {
+            provider: key.provider,
+            id: self.wanted.id,
+            ended: token(&readable, &self.shared),
+        });
+    }
+
+    async fn record(&self, grant: &Grant, failure: Failure) -> Result<Done, StoreError> {
+        let recorded = self
+            .shared
+            .store
+            .record_failure(grant.id, grant.generation, failure)
+            .await?;
+        Ok(self.wrote(applied(recorded)))
+    }
+
+    async fn set_standing(
+        &self,
+        grant: &Grant,
+        standing: Standing,
+        due_at: Option<UnixTime>,
+    ) -> Result<Option<Grant>, StoreError> {
+        let now = self.shared.clock.now();
+        self.shared
+            .store
+            .set_standing(grant.id, standing, due_at, now)
+            .await
+    }
+
+    fn wrote(&self, grant: Option<Grant>) -> Done {
+        let row = grant.and_then(|grant| {
+            self.shared.cache.forget(&grant.key);
+            due(&grant)
+        });
+        (row, Ended::NoToken)
+    }
+
+    /// The store found that a sealed value does not open, and has put the grant aside.
+    fn quarantined(&self, grant: &Grant) -> Done {
+        tracing::error!(
+            user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
+            grant = grant.id.0, "quarantined"
+        );
+        self.shared.cache.forget(&grant.key);
+        (None, Ended::NoToken)
+    }
+
+    /// A row for the schedule when the store could not be asked: its true one is unknown.
+    fn again_later(&self) -> Option<Due> {
+        Some(Due {
+            id: self.wanted.id,
+            due_at: self.shared.clock.now() + STORE_RETRY,
+            expires_at: None,
+            version: 0,
+        })
+    }
+
+    async fn apply_to_provider(&self, effect: ProviderEffect, outcome: &Outcome) {
+        if effect == ProviderEffect::None {
+            return;
+        }
+        let shared = &self.shared;
+        let provider = &self.live.config.registration.provider;
+        let (now, code) = (shared.clock.now(), outcome.code());
+        let news = shared
+            .providers
+            .apply(&self.live, effect, &code, now)
+            .await
+            // It rules in memory already; the next one will be written.
+            .unwrap_or(true);
+        let _ = shared.driver.send(Event::ProvidersChanged {
+            max_in_flight: None,
+        });
+        match effect {
+            ProviderEffect::CoolDown(until) if news => {
+                tracing::warn!(%provider, code, %until, "provider-cooling-down");
+            }
+            ProviderEffect::Stop if news => {
+                tracing::warn!(
+                    %provider, code,
+                    hint = "mend client-id or client-secret, then reload; no grant was touched",
+                    "provider-stopped"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// The first failure in a row is news; the others are for debugging.
+    fn tell_failed(&self, grant: &Grant, failure: &Failure) {
+        let user = self.shared.names.user(&grant.key);
+        let (provider, code, failures) = (&grant.key.provider, &failure.code, failure.failures);
+        let retry_at = failure.due_at.unwrap_or_default();
+        if failure.failures == 1 {
+            tracing::info!(%user, %provider, code, failures, %retry_at, "refresh-failed");
+        } else {
+            tracing::debug!(%user, %provider, code, failures, %retry_at, "refresh-failed");
+        }
+    }
+
+    fn tell_needs_authorization(&self, grant: &Grant, reason: NeedsReason, code: &str) {
+        tracing::warn!(
+            user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
+            account = %grant.key.account, reason = Standing::NeedsAuthorization(reason).reason(), code,
+            "needs-authorization"
+        );
+    }
+}
+
+fn applied(cas: Cas) -> Option<Grant> {
+    match cas {
+        Cas::Applied(grant) => Some(grant),
+        Cas::Lost => None,
+    }
+}
+
+/// A committed or held token, as callers get it.
+fn token(readable: &Readable, shared: &Shared) -> Ended {
+    match token_of(readable, shared.clock.now()) {
+        Some(token) => Ended::Refreshed(Arc::new(token)),
+        None => Ended::NoToken,
+    }
+}

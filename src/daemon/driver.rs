@@ -1,0 +1,340 @@
+//! The driver: does what the schedule decides, and arms its one timer.
+//!
+//! It owns the [`Schedule`] and never waits for a request or a write: pages are
+//! read and attempts run in tasks of their own, which report back as events.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+
+use super::attempt;
+use super::providers::Halt;
+use super::shared::{Ended, Shared};
+use crate::refresh::grant::{Cause, GrantId};
+use crate::refresh::horizon::{Action, Due, Schedule};
+use crate::refresh::time::UnixTime;
+use crate::store::StoreError;
+
+/// What the driver is told.
+pub(super) enum Event {
+    /// A caller waits for an attempt at this grant.
+    Demand {
+        provider: String,
+        id: GrantId,
+        waiter: Waiter,
+    },
+    /// A write changed a row, or removed it from the schedule.
+    Written {
+        provider: String,
+        id: GrantId,
+        row: Option<Due>,
+    },
+    /// Callers can be answered, although the attempt still holds its slot: the token set is held.
+    Answer {
+        provider: String,
+        id: GrantId,
+        ended: Ended,
+    },
+    /// An attempt is over.
+    Ended {
+        provider: String,
+        id: GrantId,
+        row: Option<Due>,
+        ended: Ended,
+    },
+    /// A page was read.
+    Page {
+        provider: String,
+        rows: Result<Vec<Due>, StoreError>,
+        until: UnixTime,
+        limit: usize,
+    },
+    /// Providers, their pace, their stops or their cool-downs have changed.
+    ProvidersChanged { max_in_flight: Option<usize> },
+    /// A provider's due times were recomputed in the table.
+    Rescheduled { provider: String },
+    /// Somebody wants to know how it goes.
+    Look(oneshot::Sender<Look>),
+    /// Begin nothing more; answer when nothing is in flight.
+    Drain(oneshot::Sender<()>),
+}
+
+/// A caller who waits for a newer token set than the one it has seen.
+pub(super) struct Waiter {
+    pub(super) seen: u64,
+    pub(super) answer: oneshot::Sender<Ended>,
+}
+
+/// How the driver fares.
+pub(super) struct Look {
+    pub(super) in_flight: usize,
+    pub(super) in_flight_by_provider: BTreeMap<String, usize>,
+    pub(super) next_due_at: Option<UnixTime>,
+}
+
+/// No sleep is longer: a monotonic timer stops in suspend and does not see the wall clock step.
+const LONGEST_SLEEP: Duration = Duration::from_secs(15);
+/// A page that could not be read is asked for again after this.
+const LOAD_RETRY: Duration = Duration::from_secs(1);
+
+struct Driver {
+    shared: Arc<Shared>,
+    events: UnboundedSender<Event>,
+    schedule: Schedule,
+    waiters: BTreeMap<GrantId, Vec<Waiter>>,
+    /// Attempts that have begun and not ended, whatever became of their provider's configuration.
+    running: usize,
+    drained: Option<oneshot::Sender<()>>,
+}
+
+/// Runs until every sender of events is gone.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    events: UnboundedSender<Event>,
+    mut inbox: UnboundedReceiver<Event>,
+    max_in_flight: usize,
+) {
+    let mut driver = Driver {
+        shared,
+        events,
+        schedule: Schedule::new(max_in_flight),
+        waiters: BTreeMap::new(),
+        running: 0,
+        drained: None,
+    };
+    driver.providers_changed(None);
+    loop {
+        driver.act();
+        let sleep = driver.sleep();
+        tokio::select! {
+            event = inbox.recv() => match event {
+                Some(event) => driver.handle(event),
+                None => return,
+            },
+            () = tokio::time::sleep(sleep) => {}
+        }
+        // Take what has queued up before deciding again.
+        while let Ok(event) = inbox.try_recv() {
+            driver.handle(event);
+        }
+    }
+}
+
+impl Driver {
+    fn sleep(&mut self) -> Duration {
+        let now = self.shared.clock.now();
+        if self.shared.draining() {
+            return LONGEST_SLEEP;
+        }
+        self.schedule
+            .poll_timeout(now)
+            .map_or(LONGEST_SLEEP, |at| at.since(now).min(LONGEST_SLEEP))
+    }
+
+    fn act(&mut self) {
+        if self.shared.draining() {
+            if self.running == 0
+                && let Some(drained) = self.drained.take()
+            {
+                let _ = drained.send(());
+            }
+            return;
+        }
+        let now = self.shared.clock.now();
+        while let Some((provider, action)) = self.schedule.poll_action(now) {
+            match action {
+                Action::Load {
+                    after,
+                    until,
+                    limit,
+                } => self.load(provider, after, until, limit),
+                Action::Begin { id, cause } => self.begin(provider, id, cause),
+            }
+        }
+    }
+
+    fn load(
+        &self,
+        provider: String,
+        after: Option<(UnixTime, GrantId)>,
+        until: UnixTime,
+        limit: usize,
+    ) {
+        let (shared, events) = (self.shared.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let rows = shared
+                .store
+                .due_within(&provider, after, until, limit)
+                .await;
+            if rows.is_err() {
+                tokio::time::sleep(LOAD_RETRY).await;
+            }
+            let _ = events.send(Event::Page {
+                provider,
+                rows,
+                until,
+                limit,
+            });
+        });
+    }
+
+    fn begin(&mut self, provider: String, id: GrantId, cause: Cause) {
+        self.running += 1;
+        let (shared, events) = (self.shared.clone(), self.events.clone());
+        let waiters = self.waiters.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let seen = waiters.iter().map(|waiter| waiter.seen).max();
+        let wanted = attempt::Wanted { id, cause, seen };
+        tokio::spawn(async move {
+            // An attempt that panics must still end, or its grant would never be tried again.
+            let attempt = tokio::spawn(attempt::run(shared.clone(), provider.clone(), wanted));
+            let (row, ended) = match attempt.await {
+                Ok(done) => done,
+                Err(_) => (attempt::after_panic(&shared, id).await, Ended::NoToken),
+            };
+            let _ = events.send(Event::Ended {
+                provider,
+                id,
+                row,
+                ended,
+            });
+        });
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Demand {
+                provider,
+                id,
+                waiter,
+            } => self.demand(&provider, id, waiter),
+            Event::Written { provider, id, row } => {
+                if let Some(horizon) = self.schedule.provider(&provider) {
+                    horizon.handle_write(id, row);
+                }
+            }
+            Event::Answer {
+                provider,
+                id,
+                ended,
+            } => self.answer(&provider, id, &ended),
+            Event::Ended {
+                provider,
+                id,
+                row,
+                ended,
+            } => {
+                self.running -= 1;
+                self.schedule.handle_end(&provider, id, row);
+                self.answer(&provider, id, &ended);
+            }
+            Event::Page {
+                provider,
+                rows,
+                until,
+                limit,
+            } => {
+                if let Some(horizon) = self.schedule.provider(&provider) {
+                    match rows {
+                        Ok(rows) => horizon.handle_page(&rows, until, limit),
+                        Err(_) => horizon.handle_load_failure(),
+                    }
+                }
+            }
+            Event::ProvidersChanged { max_in_flight } => self.providers_changed(max_in_flight),
+            Event::Rescheduled { provider } => {
+                if let Some(horizon) = self.schedule.provider(&provider) {
+                    horizon.reload();
+                }
+            }
+            Event::Look(answer) => {
+                let _ = answer.send(self.look());
+            }
+            Event::Drain(drained) => self.drained = Some(drained),
+        }
+    }
+
+    fn demand(&mut self, provider: &str, id: GrantId, waiter: Waiter) {
+        let refused = self.shared.draining() || self.shared.halt(provider).is_some();
+        match self.schedule.provider(provider) {
+            Some(horizon) if !refused => {
+                horizon.handle_demand(id);
+                self.waiters.entry(id).or_default().push(waiter);
+            }
+            _ => {
+                let _ = waiter.answer.send(Ended::NoToken);
+            }
+        }
+    }
+
+    /// Answers who waits for this grant. Who has already seen the token that came (its API refused it while
+    /// the attempt was ending) waits for the next one.
+    fn answer(&mut self, provider: &str, id: GrantId, ended: &Ended) {
+        let waiters = self.waiters.remove(&id).unwrap_or_default();
+        for waiter in waiters {
+            match ended {
+                Ended::Refreshed(token) if token.generation <= waiter.seen => {
+                    self.demand(provider, id, waiter);
+                }
+                _ => {
+                    let _ = waiter.answer.send(ended.clone());
+                }
+            }
+        }
+    }
+
+    /// Brings the schedule in line with the configured providers and what is known of them.
+    fn providers_changed(&mut self, max_in_flight: Option<usize>) {
+        if let Some(max_in_flight) = max_in_flight {
+            self.schedule.set_max_in_flight(max_in_flight);
+        }
+        let providers = self.shared.providers.all();
+        self.schedule
+            .retain_providers(|name| providers.contains_key(name));
+        for (name, live) in providers.iter() {
+            self.schedule.set_provider(name, live.config.pace);
+            let halt = self.shared.halt(name);
+            let state = self.shared.providers.state(name).unwrap_or_default();
+            if let Some(horizon) = self.schedule.provider(name) {
+                let pacer = horizon.pacer();
+                pacer.halt(halt.is_some());
+                pacer.end_cool_down();
+                if let Some(until) = state.cool_down_until {
+                    pacer.cool_down(until);
+                }
+            }
+            if matches!(halt, Some(Halt::Stopped(..) | Halt::Paused)) {
+                self.fail_waiters(name);
+            }
+        }
+    }
+
+    /// Answers the callers who wait for grants of a provider that is halted and has not begun theirs.
+    fn fail_waiters(&mut self, provider: &str) {
+        let ids = match self.schedule.provider(provider) {
+            Some(horizon) => horizon.take_demands(),
+            None => return,
+        };
+        for id in ids {
+            self.answer(provider, id, &Ended::NoToken);
+        }
+    }
+
+    fn look(&mut self) -> Look {
+        let providers = self.shared.providers.all();
+        let in_flight_by_provider = providers
+            .keys()
+            .filter_map(|name| {
+                let horizon = self.schedule.provider(name)?;
+                Some((name.clone(), horizon.pacer().in_flight()))
+            })
+            .collect();
+        Look {
+            in_flight: self.running,
+            in_flight_by_provider,
+            next_due_at: self.schedule.next_due_at(),
+        }
+    }
+}

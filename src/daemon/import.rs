@@ -1,0 +1,225 @@
+//! Reading what an app imports: RFC 6749 §5.1 members, and the moments the app knows.
+
+use std::time::Duration;
+
+use crate::local_api::problem;
+use crate::local_api::types::{ImportRequest, Problem};
+use crate::refresh::policy::Policy;
+use crate::refresh::time::UnixTime;
+use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
+use crate::refresh::token_response::{jwt_expiry, positive_seconds, scope_text};
+
+/// Turns an import into a token set.
+///
+/// The end of the access token is, in this order: `expires_at`; `expires_in` counted from `obtained_at`, or from
+/// now; the `exp` of a JWT; `obtained_at` and the provider's usual lifetime. Where none of these is known and there is a
+/// refresh token, the end is taken to be now: the token is not served and a refresh is due. An access
+/// token alone whose end nobody knows is served as it is.
+///
+/// # Errors
+///
+/// A `bad-request` that names the member, the value (never a token) and the rule.
+pub(super) fn token_set(
+    request: ImportRequest,
+    now: UnixTime,
+    policy: &Policy,
+) -> Result<TokenSet, Problem> {
+    let access_token = request.access_token.filter(|token| !token.is_empty());
+    let refresh_token = request.refresh_token.filter(|token| !token.is_empty());
+    if access_token.is_none() && refresh_token.is_none() {
+        return Err(problem::bad_request(
+            "the import holds no token: give access_token, refresh_token or both, not empty",
+        ));
+    }
+    let obtained_at = moment("obtained_at", request.obtained_at.as_ref())?;
+    // An issue date in the future is a clock that differs from ours; it counts as now.
+    let obtained_at = obtained_at.map(|at| at.min(now));
+    let expires_at = moment("expires_at", request.expires_at.as_ref())?;
+    let expires_in = lifetime(request.expires_in.as_ref())?;
+    let issued_at = obtained_at.unwrap_or(now);
+    let known = expires_at
+        .or_else(|| Some(issued_at + expires_in?))
+        .or_else(|| jwt_expiry(access_token.as_ref()?))
+        .or_else(|| Some(obtained_at? + policy.default_lifetime?));
+    let expires_at = match known {
+        Some(at) => Some(at),
+        None if refresh_token.is_some() => Some(now),
+        None => None,
+    };
+    let scope = match &request.scope {
+        None | Some(serde_json::Value::Null) => None,
+        Some(value @ (serde_json::Value::String(_) | serde_json::Value::Array(_))) => {
+            scope_text(value)
+        }
+        Some(_) => {
+            return Err(problem::bad_request(
+                "scope must be a string or an array of strings",
+            ));
+        }
+    };
+    let token_type = request.token_type.unwrap_or_else(|| "Bearer".to_owned());
+    if token_type.len() > 32 || !token_type.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(problem::bad_request(
+            "token_type must be 1 to 32 printable characters, such as Bearer",
+        ));
+    }
+    Ok(TokenSet {
+        access_token: access_token.map(AccessToken::new),
+        token_type,
+        expires_at,
+        obtained_at: issued_at,
+        refresh_token: refresh_token.map(RefreshToken::new),
+        scope,
+    })
+}
+
+/// Reads `expires_in`. Zero and less mean that the token has ended.
+fn lifetime(value: Option<&serde_json::Value>) -> Result<Option<Duration>, Problem> {
+    let Some(value) = value.filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    if let Some(length) = positive_seconds(value) {
+        return Ok(Some(length));
+    }
+    let number = match value {
+        serde_json::Value::Number(number) => number.as_f64(),
+        serde_json::Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    match number {
+        Some(secs) if secs <= 0.0 => Ok(Some(Duration::ZERO)),
+        _ => Err(problem::bad_request(
+            "expires_in must be a number of seconds, or a string that holds one",
+        )),
+    }
+}
+
+/// Reads a moment: RFC 3339, or seconds since the epoch as a number or a string.
+fn moment(member: &str, value: Option<&serde_json::Value>) -> Result<Option<UnixTime>, Problem> {
+    let read = match value {
+        None | Some(serde_json::Value::Null) => return Ok(None),
+        Some(serde_json::Value::Number(number)) => number.as_f64().and_then(from_seconds),
+        Some(serde_json::Value::String(text)) => {
+            UnixTime::from_rfc3339(text.trim()).or_else(|| from_seconds(text.trim().parse().ok()?))
+        }
+        Some(_) => None,
+    };
+    read.map(Some).ok_or_else(|| {
+        problem::bad_request(&format!(
+            "{member} must be an RFC 3339 date such as 2026-11-22T10:00:00Z, or seconds since 1970 (not milliseconds)"
+        ))
+    })
+}
+
+/// Seconds since the epoch, up to the year 9999: what lies beyond is milliseconds by mistake.
+fn from_seconds(secs: f64) -> Option<UnixTime> {
+    (0.0..253_402_300_800.0)
+        .contains(&secs)
+        .then(|| UnixTime::from_millis((secs * 1000.0) as i64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::refresh::policy::Rotation;
+    use serde_json::json;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_790_000_000);
+
+    fn policy() -> Policy {
+        Policy {
+            margin: Duration::from_secs(60),
+            floor: Duration::from_secs(1),
+            rotation: Rotation::Strict,
+            inactive_after: Duration::from_secs(3 * 86_400),
+            max_unused_refreshes: 100,
+            default_lifetime: Some(Duration::from_secs(1800)),
+            refresh_token_idle_lifetime: None,
+            keep_alive: true,
+        }
+    }
+
+    fn read(body: serde_json::Value) -> Result<TokenSet, Problem> {
+        token_set(serde_json::from_value(body).unwrap(), NOW, &policy())
+    }
+
+    #[test]
+    fn the_end_of_an_imported_token_is_found_in_order() {
+        let table = [
+            (json!({"expires_at": 1_790_000_100, "expires_in": 5}), 100),
+            (json!({"expires_at": "2026-09-21T14:15:00Z"}), 100),
+            (json!({"expires_at": "1790000100"}), 100),
+            (json!({"expires_in": "100"}), 100),
+            (json!({"expires_in": 0}), 0),
+            (json!({"expires_in": -5}), 0),
+            (
+                json!({"expires_in": 3600, "obtained_at": 1_789_999_000}),
+                2600,
+            ),
+            (json!({"obtained_at": 1_789_999_000}), 800),
+            // A future issue date counts as now.
+            (
+                json!({"expires_in": 100, "obtained_at": 1_799_999_000}),
+                100,
+            ),
+            (json!({}), 0),
+        ];
+        for (mut body, left) in table {
+            body["access_token"] = json!("a");
+            body["refresh_token"] = json!("r");
+            let set = read(body.clone()).unwrap();
+            let ends = set.expires_at.unwrap();
+            assert_eq!((ends.as_millis() - NOW.as_millis()) / 1000, left, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_access_token_alone_of_unknown_end_is_served_as_it_is() {
+        let set = read(json!({"access_token": "a"})).unwrap();
+        assert_eq!(set.expires_at, None);
+    }
+
+    #[test]
+    fn a_refresh_token_alone_is_enough() {
+        let set = read(json!({"refresh_token": "r", "id_token": "ignored"})).unwrap();
+        assert!(set.access_token.is_none());
+        assert_eq!(set.expires_at, Some(NOW));
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name_and_no_token_is_echoed() {
+        for (body, named) in [
+            (json!({}), "holds no token"),
+            (
+                json!({"access_token": "", "refresh_token": ""}),
+                "holds no token",
+            ),
+            (
+                json!({"access_token": "canary", "expires_in": "soon"}),
+                "expires_in",
+            ),
+            (
+                json!({"access_token": "canary", "expires_in": []}),
+                "expires_in",
+            ),
+            (
+                json!({"access_token": "canary", "expires_at": 1_790_000_000_000_i64}),
+                "expires_at",
+            ),
+            (
+                json!({"access_token": "canary", "obtained_at": "yesterday"}),
+                "obtained_at",
+            ),
+            (json!({"access_token": "canary", "scope": 7}), "scope"),
+            (
+                json!({"access_token": "canary", "token_type": "a b"}),
+                "token_type",
+            ),
+        ] {
+            let problem = read(body.clone()).unwrap_err();
+            assert_eq!(problem.status, 400);
+            assert!(problem.detail.contains(named), "{body}: {}", problem.detail);
+            assert!(!problem.detail.contains("canary"));
+        }
+    }
+}

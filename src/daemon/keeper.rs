@@ -1,0 +1,612 @@
+//! What the routes ask of the daemon, answered.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::import;
+use super::providers::Halt;
+use super::shared::{Ended, Shared, lock, token_of};
+use super::view;
+use crate::local_api::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
+use crate::local_api::problem;
+use crate::local_api::types::{
+    Changed, GrantList, GrantView, ImportAnswer, ImportRequest, Problem, ProviderList, Status,
+    UserView,
+};
+use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Read, Standing};
+use crate::refresh::policy;
+use crate::refresh::time::UnixTime;
+use crate::store::{Filter, Import, Imported, Readable, StoreError};
+
+/// The daemon's side of the routes. Cheap to clone.
+#[derive(Clone)]
+pub struct Daemon(pub(super) Arc<Shared>);
+
+/// Without a better idea, a caller should come back after this.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+
+/// A stopped provider waits for an admin.
+const STOPPED_RETRY: Duration = Duration::from_secs(60);
+/// A restart takes about this long.
+const DRAINED_RETRY: Duration = Duration::from_secs(5);
+
+/// What a route is told when the store can't do its part.
+fn store_problem(error: StoreError) -> Problem {
+    problem::store_unavailable(&error.to_string())
+}
+
+impl Keeper for Daemon {
+    async fn token(&self, request: TokenRequest) -> Result<Token, Problem> {
+        let readable = self.read(&request).await?;
+        let now = self.0.clock.now();
+        let provider = &request.key.provider;
+        let may_attempt = !self.0.draining() && self.0.halt(provider).is_none();
+        match readable.grant.read(request.min_ttl, may_attempt, now) {
+            Read::Serve => token_of(&readable, now).ok_or_else(|| self.refusal(&readable.grant)),
+            Read::Refresh => self.refreshed(&request, &readable.grant).await,
+            Read::Paused(_) | Read::NeedsAuthorization(_) => Err(self.refusal(&readable.grant)),
+        }
+    }
+
+    async fn refresh(
+        &self,
+        request: TokenRequest,
+        generation: Option<u64>,
+    ) -> Result<Token, Problem> {
+        let readable = self.read(&request).await?;
+        let grant = &readable.grant;
+        if let Some(generation) = generation
+            && generation > grant.generation
+        {
+            return Err(problem::bad_request(format!(
+                "generation {generation} is not known yet; the current one is {}",
+                grant.generation
+            )));
+        }
+        // Somebody has refreshed it since: the caller gets that, if it lives.
+        let superseded = generation.is_some_and(|refused| refused < grant.generation);
+        if superseded && grant.lives(self.0.clock.now()) {
+            return token_of(&readable, self.0.clock.now()).ok_or_else(|| self.refusal(grant));
+        }
+        let refreshable = matches!(
+            grant.standing,
+            Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
+        );
+        if !refreshable || !grant.has_refresh_token {
+            return match token_of(&readable, self.0.clock.now()) {
+                Some(token) if grant.lives(self.0.clock.now()) => Ok(token),
+                _ => Err(self.refusal(grant)),
+            };
+        }
+        self.refreshed(&request, grant).await
+    }
+
+    async fn import(
+        &self,
+        key: GrantKey,
+        tokens: ImportRequest,
+        replace: bool,
+        hold: bool,
+    ) -> Result<ImportAnswer, Problem> {
+        let Some(live) = self.0.providers.find(&key.provider) else {
+            return Err(problem::provider_unknown(&key.provider));
+        };
+        let now = self.0.clock.now();
+        let tokens = import::token_set(tokens, now, &live.config.policy)?;
+        let standing = if hold {
+            Standing::Paused(PauseReason::Held)
+        } else {
+            Standing::Active
+        };
+        let due_at = match tokens.expires_at {
+            _ if hold => None,
+            Some(at) if tokens.refresh_token.is_none() => Some(at),
+            Some(at) if tokens.access_token.is_some() => {
+                let margin = live.config.policy.margin;
+                Some(policy::due_at(&key, tokens.obtained_at, at, margin))
+            }
+            Some(_) => Some(now),
+            None => None,
+        };
+        let import = Import {
+            key,
+            tokens,
+            due_at,
+            standing,
+            replace,
+            revoke_replaced: false,
+            at: now,
+        };
+        let shared = self.0.clone();
+        // Detached: a caller who hangs up leaves no half of it.
+        detached(async move { import_into(&shared, import).await }).await
+    }
+
+    async fn grant(&self, key: GrantKey) -> Result<GrantView, Problem> {
+        Ok(view::grant(&self.find(&key).await?))
+    }
+
+    async fn user(&self, namespace: String, user: String) -> Result<UserView, Problem> {
+        let grants = self.grants_of(&namespace, &user).await?;
+        if grants.is_empty() {
+            return Err(problem::no_such_user(&namespace, &user));
+        }
+        let last_active_at = self
+            .0
+            .activity
+            .last(&namespace, &user)
+            .await
+            .map_err(store_problem)?;
+        Ok(UserView {
+            last_active_at: last_active_at.map(UnixTime::rfc3339),
+            grants: grants.iter().map(view::grant).collect(),
+            namespace,
+            user,
+        })
+    }
+
+    async fn delete(&self, key: GrantKey) -> Result<Changed, Problem> {
+        self.find(&key).await?;
+        let shared = self.0.clone();
+        detached(async move { delete(&shared, key).await }).await?;
+        Ok(Changed { changed: 1 })
+    }
+
+    async fn delete_user(
+        &self,
+        namespace: String,
+        user: String,
+        providers: Option<Vec<String>>,
+    ) -> Result<Changed, Problem> {
+        let grants: Vec<Grant> = self
+            .grants_of(&namespace, &user)
+            .await?
+            .into_iter()
+            .filter(|grant| {
+                providers
+                    .as_ref()
+                    .is_none_or(|names| names.contains(&grant.key.provider))
+            })
+            .collect();
+        if grants.is_empty() {
+            return Err(problem::no_such_user(&namespace, &user));
+        }
+        let shared = self.0.clone();
+        detached(async move {
+            let mut changed = 0;
+            // Unreadable at once, all of them, before the first one waits for its slot.
+            lock(&shared.deleting).extend(grants.iter().map(|grant| grant.key.clone()));
+            for grant in grants {
+                delete(&shared, grant.key).await?;
+                changed += 1;
+            }
+            Ok(Changed { changed })
+        })
+        .await
+    }
+
+    async fn activity(&self, namespace: String, user: String) -> Result<UserView, Problem> {
+        let grants = self.grants_of(&namespace, &user).await?;
+        if grants.is_empty() {
+            return Err(problem::no_such_user(&namespace, &user));
+        }
+        self.0.activity.note(&namespace, &user, self.0.clock.now());
+        self.wake_user(&grants, true).await?;
+        self.user(namespace, user).await
+    }
+
+    async fn pause(&self, target: Target) -> Result<Changed, Problem> {
+        if let Target::Provider(name) = &target {
+            return self.pause_provider(name).await;
+        }
+        let pauses = |standing| {
+            !matches!(
+                standing,
+                Standing::NeedsAuthorization(_)
+                    | Standing::Paused(
+                        PauseReason::Admin | PauseReason::Held | PauseReason::Quarantined
+                    )
+            )
+        };
+        let to = Standing::Paused(PauseReason::Admin);
+        self.change_standing(target, pauses, to, "paused").await
+    }
+
+    async fn resume(&self, target: Target) -> Result<Changed, Problem> {
+        let resumes = |standing| matches!(standing, Standing::Paused(_));
+        // Or the next due time would find the user still away.
+        let (namespace, user) = match &target {
+            Target::Grant(key) => (&key.namespace, &key.user),
+            Target::User { namespace, user } => (namespace, user),
+            Target::Provider(name) => return self.resume_provider(name).await,
+        };
+        self.0.activity.note(namespace, user, self.0.clock.now());
+        self.change_standing(target, resumes, Standing::Active, "resumed")
+            .await
+    }
+
+    async fn list(&self, request: ListRequest) -> Result<GrantList, Problem> {
+        let after = match &request.cursor {
+            None => None,
+            Some(cursor) => Some(GrantId(cursor.parse().map_err(|_| {
+                problem::bad_request("cursor must be the next_cursor of an earlier page")
+            })?)),
+        };
+        let filter = Filter {
+            namespace: request.namespace,
+            user: request.user,
+            state: request.state,
+            provider: request.provider,
+            missing_scope: request.missing_scope,
+        };
+        let mut grants = self
+            .0
+            .store
+            .list(filter, after, request.limit + 1)
+            .await
+            .map_err(store_problem)?;
+        let more = grants.len() > request.limit;
+        grants.truncate(request.limit);
+        let next_cursor = match grants.last() {
+            Some(last) if more => Some(last.id.0.to_string()),
+            _ => None,
+        };
+        Ok(GrantList {
+            grants: grants.iter().map(view::grant).collect(),
+            next_cursor,
+        })
+    }
+
+    async fn status(&self) -> Result<Status, Problem> {
+        view::status(&self.0).await.map_err(store_problem)
+    }
+
+    async fn providers(&self) -> Result<ProviderList, Problem> {
+        let providers = view::providers(&self.0).await.map_err(store_problem)?;
+        Ok(ProviderList { providers })
+    }
+
+    async fn healthy(&self) -> Result<(), Problem> {
+        // Both answer only while they make progress.
+        if view::look(&self.0).await.is_none() {
+            return Err(problem::internal());
+        }
+        self.0.store.alive().await.map_err(store_problem)
+    }
+}
+
+impl Daemon {
+    /// Finds what a reader reads, notes the read, and wakes a user who is back.
+    async fn read(&self, request: &TokenRequest) -> Result<Arc<Readable>, Problem> {
+        let key = &request.key;
+        let found = self.0.readable(key).await.map_err(store_problem)?;
+        let Some(readable) = found else {
+            return Err(problem::no_such_grant(key));
+        };
+        self.0.activity.note_read(readable.grant.id);
+        if !request.counts_as_activity {
+            return Ok(readable);
+        }
+        self.0
+            .activity
+            .note(&key.namespace, &key.user, self.0.clock.now());
+        let away = Standing::Paused(PauseReason::Inactive);
+        let unused = Standing::Paused(PauseReason::Unused);
+        if readable.grant.standing != away && readable.grant.standing != unused {
+            return Ok(readable);
+        }
+        // This one first, for this caller; the user's others behind its back.
+        self.wake(&readable.grant).await?;
+        let daemon = self.clone();
+        let (namespace, user) = (key.namespace.clone(), key.user.clone());
+        tokio::spawn(async move {
+            if let Ok(grants) = daemon.grants_of(&namespace, &user).await {
+                // What can't be resumed now is resumed by its own next read.
+                let _ = daemon.wake_user(&grants, false).await;
+            }
+        });
+        let found = self.0.readable(key).await.map_err(store_problem)?;
+        found.ok_or_else(|| problem::no_such_grant(key))
+    }
+
+    /// Joins or starts an attempt and waits for it as long as the caller does.
+    async fn refreshed(&self, request: &TokenRequest, grant: &Grant) -> Result<Token, Problem> {
+        let cool_down = self
+            .0
+            .providers
+            .state(&request.key.provider)
+            .and_then(|state| state.cool_down_until);
+        let now = self.0.clock.now();
+        // A cool-down that outlasts the caller's patience is known to end in nothing.
+        let hopeless = cool_down.is_some_and(|until| until.since(now) > request.wait);
+        if !hopeless {
+            let ended = tokio::time::timeout(request.wait, self.0.demand(grant)).await;
+            if let Ok(Some(Ended::Refreshed(token))) = ended {
+                return Ok(Token {
+                    now: self.0.clock.now(),
+                    ..Token::clone(&token)
+                });
+            }
+        }
+        let found = self.0.readable(&request.key).await.map_err(store_problem)?;
+        let Some(readable) = found else {
+            return Err(problem::no_such_grant(&request.key));
+        };
+        let now = self.0.clock.now();
+        match token_of(&readable, now) {
+            Some(token) if readable.grant.lives(now) => Ok(token),
+            _ => Err(self.refusal(&readable.grant)),
+        }
+    }
+
+    /// Says why there is no living token to answer with.
+    fn refusal(&self, grant: &Grant) -> Problem {
+        let since = grant.standing_since;
+        match grant.standing {
+            Standing::NeedsAuthorization(_) => {
+                return problem::needs_authorization(grant.standing.reason(), since);
+            }
+            Standing::Paused(PauseReason::Admin | PauseReason::Held | PauseReason::Quarantined) => {
+                return problem::paused(grant.standing.reason(), since);
+            }
+            Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused) => {}
+        }
+        if !grant.has_refresh_token {
+            let reason = crate::refresh::grant::NeedsReason::NoRefreshToken;
+            let since = grant.expires_at().unwrap_or(since);
+            let standing = Standing::NeedsAuthorization(reason);
+            return problem::needs_authorization(standing.reason(), since);
+        }
+        if self.0.draining() {
+            return problem::draining(DRAINED_RETRY);
+        }
+        let provider = &grant.key.provider;
+        match self.0.halt(provider) {
+            Some(Halt::NotConfigured) => return problem::provider_unknown(provider),
+            Some(Halt::Paused) => return problem::paused("provider paused", since),
+            Some(Halt::Stopped(code, at)) => {
+                return problem::provider_stopped(
+                    provider,
+                    &code,
+                    at.unwrap_or(since),
+                    STOPPED_RETRY,
+                );
+            }
+            None => {}
+        }
+        if let Some(failure) = self.0.store.failing() {
+            return problem::store_unavailable(&failure);
+        }
+        let now = self.0.clock.now();
+        let cool_down = self
+            .0
+            .providers
+            .state(provider)
+            .and_then(|state| state.cool_down_until);
+        let again = grant
+            .due_at
+            .max(cool_down)
+            .map_or(RETRY_SOON, |at| at.since(now));
+        let failure = grant.last_failure.as_deref().unwrap_or("still running");
+        problem::refresh_failed(failure, again.max(RETRY_SOON))
+    }
+
+    async fn find(&self, key: &GrantKey) -> Result<Grant, Problem> {
+        let found = if lock(&self.0.deleting).contains(key) {
+            None
+        } else {
+            self.0.store.grant(key).await.map_err(store_problem)?
+        };
+        found.ok_or_else(|| problem::no_such_grant(key))
+    }
+
+    async fn grants_of(&self, namespace: &str, user: &str) -> Result<Vec<Grant>, Problem> {
+        let grants = self
+            .0
+            .store
+            .grants_of_user(namespace, user)
+            .await
+            .map_err(store_problem)?;
+        let deleting = lock(&self.0.deleting);
+        Ok(grants
+            .into_iter()
+            .filter(|grant| !deleting.contains(&grant.key))
+            .collect())
+    }
+
+    /// Resumes what absence paused among a user's grants: those of the whole user, and with `unused`
+    /// those that nobody read as well.
+    async fn wake_user(&self, grants: &[Grant], unused: bool) -> Result<(), Problem> {
+        for grant in grants {
+            let wakes = match grant.standing {
+                Standing::Paused(PauseReason::Inactive) => true,
+                Standing::Paused(PauseReason::Unused) => unused,
+                _ => false,
+            };
+            if wakes {
+                self.wake(grant).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn wake(&self, grant: &Grant) -> Result<(), Problem> {
+        let (shared, key) = (self.0.clone(), grant.key.clone());
+        detached(async move {
+            let absent = |standing| {
+                matches!(
+                    standing,
+                    Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
+                )
+            };
+            restand(&shared, &key, absent, Standing::Active, "resumed").await
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn change_standing(
+        &self,
+        target: Target,
+        from: fn(Standing) -> bool,
+        to: Standing,
+        told: &'static str,
+    ) -> Result<Changed, Problem> {
+        let keys: BTreeSet<GrantKey> = match target {
+            Target::Grant(key) => BTreeSet::from([self.find(&key).await?.key]),
+            Target::User { namespace, user } => {
+                let grants = self.grants_of(&namespace, &user).await?;
+                if grants.is_empty() {
+                    return Err(problem::no_such_user(&namespace, &user));
+                }
+                grants.into_iter().map(|grant| grant.key).collect()
+            }
+            Target::Provider(name) => return Err(problem::provider_unknown(&name)),
+        };
+        let shared = self.0.clone();
+        detached(async move {
+            let mut changed = 0;
+            for key in keys {
+                changed += u64::from(restand(&shared, &key, from, to, told).await?);
+            }
+            Ok(Changed { changed })
+        })
+        .await
+    }
+
+    async fn pause_provider(&self, name: &str) -> Result<Changed, Problem> {
+        self.configured(name)?;
+        let paused = self.0.providers.pause(name).await;
+        self.provider_changed(name, paused, "provider-paused").await
+    }
+
+    async fn resume_provider(&self, name: &str) -> Result<Changed, Problem> {
+        self.configured(name)?;
+        let resumed = self.0.providers.resume(name).await;
+        self.provider_changed(name, resumed, "provider-resumed")
+            .await
+    }
+
+    fn configured(&self, name: &str) -> Result<(), Problem> {
+        match self.0.providers.find(name) {
+            Some(_) => Ok(()),
+            None => Err(problem::provider_unknown(name)),
+        }
+    }
+
+    async fn provider_changed(
+        &self,
+        name: &str,
+        written: Result<(), StoreError>,
+        told: &'static str,
+    ) -> Result<Changed, Problem> {
+        // It rules in memory even if it could not be written.
+        let _ = self.0.driver.send(super::driver::Event::ProvidersChanged {
+            max_in_flight: None,
+        });
+        written.map_err(store_problem)?;
+        tracing::info!(provider = name, "{told}");
+        let counts = self.0.store.counts().await.map_err(store_problem)?;
+        let changed = counts
+            .iter()
+            .filter(|count| count.provider == name)
+            .map(|count| count.grants)
+            .sum();
+        Ok(Changed { changed })
+    }
+}
+
+/// Runs `work` so that a caller who hangs up does not cancel it.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(_) => Err(problem::internal()),
+    }
+}
+
+async fn import_into(shared: &Shared, import: Import) -> Result<ImportAnswer, Problem> {
+    let key = import.key.clone();
+    let _slot = shared.slots.acquire(&key).await;
+    let imported = shared.store.import(import).await;
+    let (result, grant) = match imported.map_err(store_problem)? {
+        Imported::Created(grant) => ("created", grant),
+        Imported::Replaced(grant) => ("replaced", grant),
+        Imported::Unchanged(grant) => ("unchanged", grant),
+        Imported::Exists(grant) => return Err(problem::grant_exists(&key, grant.generation)),
+    };
+    shared.store_fine();
+    if result != "unchanged" {
+        shared.wrote(&grant);
+        tracing::info!(
+            user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
+            namespace = %key.namespace, generation = grant.generation, held = grant.standing != Standing::Active,
+            result, "imported"
+        );
+    }
+    Ok(ImportAnswer {
+        result: result.to_owned(),
+        grant: view::grant(&grant),
+    })
+}
+
+/// Deletes one grant: unreadable at once, gone when its slot is free, revoked when its provider answers.
+async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem> {
+    lock(&shared.deleting).insert(key.clone());
+    shared.cache.forget(&key);
+    let slot = shared.slots.acquire(&key).await;
+    let revoke = shared
+        .providers
+        .find(&key.provider)
+        .is_some_and(|live| live.config.registration.revocation_endpoint.is_some());
+    let deleted = shared.store.delete(&key, shared.clock.now(), revoke).await;
+    drop(slot);
+    lock(&shared.deleting).remove(&key);
+    if let Some(grant) = deleted.map_err(store_problem)? {
+        shared.gone(&grant);
+        tracing::info!(
+            user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
+            namespace = %key.namespace, revoke, "deleted"
+        );
+    }
+    shared.revocations.notify_one();
+    Ok(())
+}
+
+/// Changes a grant's standing if it is one of `from`, under its slot: never across a running attempt.
+async fn restand(
+    shared: &Shared,
+    key: &GrantKey,
+    from: fn(Standing) -> bool,
+    to: Standing,
+    told: &'static str,
+) -> Result<bool, Problem> {
+    let _slot = shared.slots.acquire(key).await;
+    let Some(grant) = shared.store.grant(key).await.map_err(store_problem)? else {
+        return Ok(false);
+    };
+    if !from(grant.standing) {
+        return Ok(false);
+    }
+    let now = shared.clock.now();
+    let live = shared.providers.find(&key.provider);
+    let due_at = match to {
+        Standing::Active => live.and_then(|live| grant.scheduled_at(live.config.policy.margin)),
+        _ => None,
+    };
+    let changed = shared
+        .store
+        .set_standing(grant.id, to, due_at, now)
+        .await
+        .map_err(store_problem)?;
+    if let Some(grant) = changed {
+        shared.wrote(&grant);
+        tracing::info!(
+            user = %shared.names.user(key), provider = %key.provider, account = %key.account,
+            reason = to.reason(), "{told}"
+        );
+    }
+    Ok(true)
+}

@@ -1,0 +1,204 @@
+//! From a validated configuration to what runs: at start, and again at SIGHUP.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::driver::Event;
+use super::providers::Live;
+use super::shared::{Shared, lock};
+use crate::config::{self, App, AppPeer, Config, ConfigError};
+use crate::local_api::rules::{Rule, RulePeer, Rules};
+use crate::refresh::grant::GrantId;
+use crate::store::StoreError;
+use crate::token_endpoint::{Client, ClientError, Outbound};
+
+/// Why a configuration that is right in itself can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The CA bundle can't be read.
+    #[error("outbound.ca-bundle {file} cannot be read", file = file.display())]
+    CaBundle {
+        /// The file.
+        file: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A provider's HTTP client can't be made.
+    #[error("provider.{provider}: {source}")]
+    Client {
+        /// The provider.
+        provider: String,
+        /// Why.
+        source: ClientError,
+    },
+}
+
+/// Makes the providers' clients.
+pub(super) fn clients(config: &Config) -> Result<BTreeMap<String, Arc<Live>>, ApplyError> {
+    let ca_bundle = match &config.outbound.ca_bundle {
+        None => None,
+        Some(file) => Some(std::fs::read(file).map_err(|source| ApplyError::CaBundle {
+            file: file.clone(),
+            source,
+        })?),
+    };
+    let outbound = Outbound {
+        proxy: config.outbound.proxy.clone(),
+        ca_bundle,
+    };
+    config
+        .providers
+        .iter()
+        .map(|(name, provider)| {
+            let client = Client::new(provider.registration.clone(), &outbound);
+            let client = client.map_err(|source| ApplyError::Client {
+                provider: name.clone(),
+                source,
+            })?;
+            let live = Live {
+                config: provider.clone(),
+                client,
+            };
+            Ok((name.clone(), Arc::new(live)))
+        })
+        .collect()
+}
+
+/// Makes the rules of the local API.
+pub(super) fn rules(config: &Config) -> Rules {
+    Rules::new(
+        config
+            .apps
+            .iter()
+            .map(|(name, app)| rule(name, app))
+            .collect(),
+    )
+}
+
+fn rule(name: &str, app: &App) -> Rule {
+    Rule {
+        app: name.to_owned(),
+        peer: match app.peer {
+            AppPeer::Uid(uid) => RulePeer::Uid(uid),
+            AppPeer::Gid(gid) => RulePeer::Gid(gid),
+            AppPeer::Socket(_) => RulePeer::Socket,
+        },
+        namespace: app.namespace.clone(),
+        providers: app.providers.clone(),
+        read: app.may.read,
+        import: app.may.import,
+        revoke: app.may.revoke,
+        authorize: app.may.authorize,
+        counts_as_activity: app.counts_as_activity,
+    }
+}
+
+/// Puts new providers in force: clients, pace, stops lifted by mended credentials, margins.
+pub(super) async fn apply(
+    shared: &Arc<Shared>,
+    config: &Config,
+    live: BTreeMap<String, Arc<Live>>,
+) -> Result<(), StoreError> {
+    for provider in shared.providers.configure(live).await? {
+        tracing::info!(%provider, reason = "the credentials have changed", "provider-resumed");
+    }
+    *lock(&shared.config_files) = config
+        .files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    let _ = shared.driver.send(Event::ProvidersChanged {
+        max_in_flight: Some(config.max_in_flight),
+    });
+    for (name, provider) in &config.providers {
+        let margin_ms = i64::try_from(provider.policy.margin.as_millis()).unwrap_or(i64::MAX);
+        let computed_with = shared
+            .providers
+            .state(name)
+            .and_then(|state| state.margin_ms);
+        if computed_with != Some(margin_ms) {
+            tokio::spawn(reschedule(shared.clone(), name.clone(), margin_ms));
+        }
+    }
+    Ok(())
+}
+
+/// Rows that are rescheduled in one transaction.
+const BATCH: usize = 1000;
+
+/// Recomputes the due times of a provider's rows. The margin is noted only when all is done: a crash, or a
+/// reload meanwhile, begins it anew.
+async fn reschedule(shared: Arc<Shared>, provider: String, margin_ms: i64) {
+    let Some(live) = shared.providers.find(&provider) else {
+        return;
+    };
+    let margin = live.config.policy.margin;
+    let mut after: Option<GrantId> = None;
+    let mut changed = 0;
+    loop {
+        let page = shared
+            .store
+            .reschedule(
+                &provider,
+                after,
+                BATCH,
+                Box::new(move |grant| grant.scheduled_at(margin)),
+            )
+            .await;
+        match page {
+            Ok((next, rows)) => {
+                changed += rows;
+                after = next;
+            }
+            Err(error) => {
+                tracing::warn!(%provider, %error, "reschedule-failed");
+                return;
+            }
+        }
+        if after.is_none() {
+            break;
+        }
+    }
+    let current = shared.providers.find(&provider);
+    if current.is_none_or(|current| current.config.policy.margin != margin) {
+        return; // a newer reload does it again
+    }
+    if let Err(error) = shared.providers.set_margin(&provider, margin_ms).await {
+        tracing::warn!(%provider, %error, "reschedule-failed");
+    }
+    if changed > 0 {
+        tracing::info!(%provider, grants = changed, margin = ?margin, "rescheduled");
+        let _ = shared.driver.send(Event::Rescheduled { provider });
+    }
+}
+
+/// Says what a reload can't change, because it was fixed at the start.
+pub(super) fn fixed_at_start(running: &config::Daemon, new: &config::Daemon) -> Vec<&'static str> {
+    let mut fixed = Vec::new();
+    let mut check = |key, changed: bool| {
+        if changed {
+            fixed.push(key);
+        }
+    };
+    check("daemon.state-dir", running.state_dir != new.state_dir);
+    check("daemon.socket", running.socket != new.socket);
+    check(
+        "daemon.admin-socket",
+        running.admin_socket != new.admin_socket,
+    );
+    check("daemon.key-file", running.key_file != new.key_file);
+    check("daemon.cache", running.cache_bytes != new.cache_bytes);
+    check("daemon.log-users", running.log_users != new.log_users);
+    check("daemon.log-level", running.log_level != new.log_level);
+    check(
+        "daemon.revocation-days",
+        running.revocation_days != new.revocation_days,
+    );
+    fixed
+}
+
+/// All errors of a configuration in one line.
+pub(super) fn in_one_line(errors: &[ConfigError]) -> String {
+    let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}

@@ -1,0 +1,169 @@
+//! What the daemon's tasks share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{Notify, oneshot};
+
+use super::activity::Activity;
+use super::cache::Cache;
+use super::clock::Clock;
+use super::driver::{Event, Waiter};
+use super::log::Names;
+use super::providers::{Halt, Providers};
+use super::slots::SlotTable;
+use crate::local_api::keeper::Token;
+use crate::refresh::grant::{Grant, GrantKey};
+use crate::refresh::horizon::Due;
+use crate::refresh::time::UnixTime;
+use crate::store::{Readable, Store, StoreError};
+
+/// What the daemon's tasks share.
+pub(super) struct Shared {
+    pub(super) clock: Clock,
+    pub(super) store: Store,
+    pub(super) providers: Providers,
+    pub(super) slots: SlotTable,
+    pub(super) activity: Activity,
+    pub(super) cache: Cache,
+    pub(super) names: Names,
+    pub(super) driver: UnboundedSender<Event>,
+    /// Token sets that the disk refused; they are served from here and written again until they stick (I2).
+    pub(super) held: Mutex<BTreeMap<GrantKey, Arc<Readable>>>,
+    /// Grants whose deletion has been asked for: unreadable at once.
+    pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
+    pub(super) revocations: Notify,
+    pub(super) draining: AtomicBool,
+    pub(super) store_failing: AtomicBool,
+    pub(super) started_at: UnixTime,
+    pub(super) config_files: Mutex<Vec<String>>,
+    pub(super) reload_error: Mutex<Option<String>>,
+}
+
+/// How an attempt that callers waited for has ended.
+#[derive(Clone, Debug)]
+pub(super) enum Ended {
+    /// With a new token.
+    Refreshed(Arc<Token>),
+    /// Without one; what the grant is now says why.
+    NoToken,
+}
+
+impl Shared {
+    /// Reads a grant with its access token: held, cached, or from the store.
+    pub(super) async fn readable(
+        &self,
+        key: &GrantKey,
+    ) -> Result<Option<Arc<Readable>>, StoreError> {
+        if lock(&self.deleting).contains(key) {
+            return Ok(None);
+        }
+        if let Some(held) = lock(&self.held).get(key) {
+            return Ok(Some(held.clone()));
+        }
+        let epoch = match self.cache.find(key) {
+            Ok(readable) => return Ok(Some(readable)),
+            Err(epoch) => epoch,
+        };
+        let Some(readable) = self.store.readable(key, self.clock.now()).await? else {
+            return Ok(None);
+        };
+        let readable = Arc::new(readable);
+        self.cache.insert(readable.clone(), epoch);
+        Ok(Some(readable))
+    }
+
+    /// Tells cache and schedule what a write made of a grant.
+    pub(super) fn wrote(&self, grant: &Grant) {
+        self.cache.forget(&grant.key);
+        let _ = self.driver.send(Event::Written {
+            provider: grant.key.provider.clone(),
+            id: grant.id,
+            row: due(grant),
+        });
+    }
+
+    /// Tells cache and schedule that a grant is gone.
+    pub(super) fn gone(&self, grant: &Grant) {
+        self.cache.forget(&grant.key);
+        self.activity.take_read(grant.id);
+        let _ = self.driver.send(Event::Written {
+            provider: grant.key.provider.clone(),
+            id: grant.id,
+            row: None,
+        });
+    }
+
+    /// Asks for a newer token set than `grant` has and returns how that ends; `None` if the daemon ends first.
+    pub(super) async fn demand(&self, grant: &Grant) -> Option<Ended> {
+        let (answer, ended) = oneshot::channel();
+        let event = Event::Demand {
+            provider: grant.key.provider.clone(),
+            id: grant.id,
+            waiter: Waiter {
+                seen: grant.generation,
+                answer,
+            },
+        };
+        self.driver.send(event).ok()?;
+        ended.await.ok()
+    }
+
+    /// Returns why no attempt may be made at a provider, if so.
+    pub(super) fn halt(&self, provider: &str) -> Option<Halt> {
+        self.providers.halt(provider)
+    }
+
+    /// Tells of a store that has begun to refuse work: once, not once per grant.
+    pub(super) fn store_trouble(&self, error: &StoreError) {
+        if !self.store_failing.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                %error,
+                hint = "no refresh begins until it can be written again; check space, mount and disk of state-dir",
+                "store-unavailable"
+            );
+        }
+    }
+
+    /// Tells that the store takes writes again.
+    pub(super) fn store_fine(&self) {
+        if self.store_failing.swap(false, Ordering::Relaxed) {
+            tracing::info!("store-recovered");
+        }
+    }
+
+    /// Whether the daemon takes no new attempts.
+    pub(super) fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Locks a mutex whose data stays whole whatever panicked while holding it.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The schedule's row of a grant.
+pub(super) fn due(grant: &Grant) -> Option<Due> {
+    Some(Due {
+        id: grant.id,
+        due_at: grant.due_at?,
+        expires_at: grant.expires_at(),
+        version: grant.version,
+    })
+}
+
+/// A grant's access token, as callers get it.
+pub(super) fn token_of(readable: &Readable, now: UnixTime) -> Option<Token> {
+    let access = readable.grant.access.as_ref()?;
+    Some(Token {
+        access_token: readable.access_token.clone()?,
+        token_type: access.token_type.clone(),
+        expires_at: access.expires_at,
+        scope: readable.grant.scope.clone(),
+        generation: readable.grant.generation,
+        now,
+    })
+}

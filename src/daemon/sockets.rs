@@ -1,0 +1,150 @@
+//! The daemon's sockets: bound or taken over from systemd, served, and changed by a reload.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::keeper::Daemon;
+use crate::config::{AppPeer, Config};
+use crate::local_api::listen;
+use crate::local_api::rules::{SharedRules, SocketKind};
+use crate::local_api::server;
+
+/// The group that may use the admin socket, where it exists.
+const ADMIN_GROUP: &str = "freshd-admin";
+
+/// Why a socket can't be served.
+#[derive(Debug, thiserror::Error)]
+#[error("socket {path} cannot be used", path = path.display())]
+pub struct SocketError {
+    /// The socket.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// The sockets that are being served, by path.
+pub(super) struct Sockets {
+    keeper: Arc<Daemon>,
+    rules: SharedRules,
+    serving: BTreeMap<PathBuf, Serving>,
+    /// Passed by systemd and not yet used.
+    passed: BTreeMap<PathBuf, UnixListener>,
+}
+
+struct Serving {
+    kind: SocketKind,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Sockets {
+    pub(super) fn new(keeper: Arc<Daemon>, rules: SharedRules) -> Self {
+        Sockets {
+            keeper,
+            rules,
+            serving: BTreeMap::new(),
+            passed: listen::from_systemd().into_iter().collect(),
+        }
+    }
+
+    /// Serves the shared socket, the admin socket and the apps' own; stops serving those of apps that are gone.
+    pub(super) fn serve(&mut self, config: &Config) -> Result<(), SocketError> {
+        let mut wanted = BTreeMap::from([
+            (config.daemon.socket.clone(), SocketKind::Shared),
+            (config.daemon.admin_socket.clone(), SocketKind::Admin),
+        ]);
+        for (name, app) in &config.apps {
+            if let AppPeer::Socket(path) = &app.peer {
+                wanted.insert(path.clone(), SocketKind::App(name.clone()));
+            }
+        }
+        self.serving.retain(|path, serving| {
+            let keep = wanted.get(path) == Some(&serving.kind);
+            if !keep {
+                let _ = serving.stop.send(true);
+                // Nobody listens on it any more: a client should be refused, not wait.
+                let _ = std::fs::remove_file(path);
+            }
+            keep
+        });
+        for (path, kind) in wanted {
+            if !self.serving.contains_key(&path) {
+                let serving = self.start(&path, kind).map_err(|source| SocketError {
+                    path: path.clone(),
+                    source,
+                })?;
+                self.serving.insert(path, serving);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, path: &Path, kind: SocketKind) -> std::io::Result<Serving> {
+        let listener = match self.passed.remove(path) {
+            Some(listener) => listener,
+            None => bind(path, &kind)?,
+        };
+        let (stop, mut stopped) = watch::channel(false);
+        let task = tokio::spawn(server::serve(
+            listener,
+            kind.clone(),
+            self.keeper.clone(),
+            self.rules.clone(),
+            async move {
+                // An error means that the sender is gone, and with it the daemon.
+                let _ = stopped.wait_for(|stop| *stop).await;
+            },
+        ));
+        Ok(Serving { kind, stop, task })
+    }
+
+    /// Accepts nothing more and lets requests in flight finish, for at most `patience` in all.
+    pub(super) async fn stop(self, patience: Duration) {
+        for serving in self.serving.values() {
+            let _ = serving.stop.send(true);
+        }
+        let _ = tokio::time::timeout(patience, async {
+            for serving in self.serving.into_values() {
+                let _ = serving.task.await;
+            }
+        })
+        .await;
+    }
+}
+
+/// The shared socket is open to all: rules say what they get. Who can reach an app's own socket is that app,
+/// so the directory it is in, where we make it, lets nobody in until an admin says whom. The admin socket is for its group.
+fn bind(path: &Path, kind: &SocketKind) -> std::io::Result<UnixListener> {
+    match kind {
+        SocketKind::Shared => listen::bind(path, 0o666, None),
+        SocketKind::App(_) => {
+            if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+                if let Some(above) = directory.parent() {
+                    std::fs::DirBuilder::new()
+                        .recursive(true)
+                        .mode(0o755)
+                        .create(above)?;
+                }
+                std::fs::DirBuilder::new().mode(0o750).create(directory)?;
+            }
+            listen::bind(path, 0o666, None)
+        }
+        SocketKind::Admin => {
+            // Only root can give a file to a group it is not in.
+            let group = match rustix::process::geteuid().is_root() {
+                true => nix::unistd::Group::from_name(ADMIN_GROUP).unwrap_or(None),
+                false => None,
+            };
+            let mode = if group.is_some() { 0o660 } else { 0o600 };
+            listen::bind(path, mode, group.map(|group| group.gid.as_raw()))
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What admins and apps are shown: grants, providers, status.
+
+use tokio::sync::oneshot;
+
+use super::driver::{Event, Look};
+use super::providers::Halt;
+use super::shared::{Shared, lock};
+use crate::local_api::types::{CountView, GrantView, ProviderView, Status};
+use crate::refresh::grant::Grant;
+use crate::refresh::time::UnixTime;
+use crate::store::{Count, StoreError};
+
+/// A grant's state, without secrets.
+pub(super) fn grant(grant: &Grant) -> GrantView {
+    GrantView {
+        namespace: grant.key.namespace.clone(),
+        user: grant.key.user.clone(),
+        provider: grant.key.provider.clone(),
+        account: grant.key.account.clone(),
+        state: grant.standing.name().to_owned(),
+        reason: grant.standing.reason().to_owned(),
+        since: grant.standing_since.rfc3339(),
+        generation: grant.generation,
+        expires_at: grant.expires_at().map(UnixTime::rfc3339),
+        due_at: grant.due_at.map(UnixTime::rfc3339),
+        has_refresh_token: grant.has_refresh_token,
+        scope: grant.scope.clone(),
+        imported_at: grant.imported_at.rfc3339(),
+        refreshed_at: grant.refreshed_at.map(UnixTime::rfc3339),
+        attempted_at: grant.attempted_at.map(UnixTime::rfc3339),
+        failures: grant.failures,
+        last_failure: grant.last_failure.clone(),
+        unused_refreshes: grant.unused_refreshes,
+    }
+}
+
+/// Asks the driver how it fares; `None` if it has ended.
+pub(super) async fn look(shared: &Shared) -> Option<Look> {
+    let (answer, look) = oneshot::channel();
+    shared.driver.send(Event::Look(answer)).ok()?;
+    look.await.ok()
+}
+
+/// All providers: the configured ones, and those that only grants still name.
+pub(super) async fn providers(shared: &Shared) -> Result<Vec<ProviderView>, StoreError> {
+    let counts = shared.store.counts().await?;
+    let look = look(shared).await;
+    let now = shared.clock.now();
+    let live = shared.providers.all();
+    let mut names: std::collections::BTreeSet<&str> = live.keys().map(String::as_str).collect();
+    names.extend(counts.iter().map(|count| count.provider.as_str()));
+    let views = names.into_iter().map(|name| {
+        let config = live.get(name).map(|live| &live.config);
+        let (state, reason, since) = standing(shared, name, now);
+        ProviderView {
+            name: name.to_owned(),
+            profile: config.and_then(|config| config.profile.clone()),
+            token_endpoint: config.map_or(String::new(), |config| {
+                config.registration.token_endpoint.to_string()
+            }),
+            revocation_endpoint: config
+                .and_then(|config| config.registration.revocation_endpoint.as_ref())
+                .map(ToString::to_string),
+            rotation: config
+                .map_or("", |config| config.policy.rotation.name())
+                .to_owned(),
+            margin: config.map_or(0.0, |config| config.policy.margin.as_secs_f64()),
+            state: state.to_owned(),
+            reason,
+            since: since.map(UnixTime::rfc3339),
+            in_flight: look
+                .as_ref()
+                .and_then(|look| look.in_flight_by_provider.get(name).copied())
+                .unwrap_or(0),
+            grants: counts
+                .iter()
+                .filter(|count| count.provider == name)
+                .map(count)
+                .collect(),
+        }
+    });
+    Ok(views.collect())
+}
+
+fn standing(
+    shared: &Shared,
+    name: &str,
+    now: UnixTime,
+) -> (&'static str, String, Option<UnixTime>) {
+    match shared.halt(name) {
+        Some(Halt::NotConfigured) => ("not-configured", String::new(), None),
+        Some(Halt::Stopped(code, since)) => ("stopped", code, since),
+        Some(Halt::Paused) => ("paused", "admin".to_owned(), None),
+        None => {
+            let until = shared
+                .providers
+                .state(name)
+                .and_then(|state| state.cool_down_until)
+                .filter(|until| *until > now);
+            match until {
+                Some(until) => ("cooling-down", String::new(), Some(until)),
+                None => ("running", String::new(), None),
+            }
+        }
+    }
+}
+
+fn count(count: &Count) -> CountView {
+    CountView {
+        provider: count.provider.clone(),
+        state: count.standing.name().to_owned(),
+        reason: count.standing.reason().to_owned(),
+        grants: count.grants,
+    }
+}
+
+/// How the daemon fares.
+pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
+    let counts = shared.store.counts().await?;
+    let look = look(shared).await;
+    // What is due soon is in memory; the rest is one look at an index.
+    let next_due_at = match look.as_ref().and_then(|look| look.next_due_at) {
+        Some(at) => Some(at),
+        None => shared.store.next_due_at().await?,
+    };
+    let providers = providers(shared).await?;
+    let revocations = shared.store.revocations_waiting().await?;
+    let state = if shared.draining() {
+        "draining"
+    } else {
+        "running"
+    };
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: shared.started_at.rfc3339(),
+        state: state.to_owned(),
+        config: lock(&shared.config_files).clone(),
+        reload_error: lock(&shared.reload_error).clone(),
+        grants: counts.iter().map(count).collect(),
+        providers,
+        in_flight: look.map_or(0, |look| look.in_flight),
+        next_due_at: next_due_at.map(UnixTime::rfc3339),
+        held: lock(&shared.held).len(),
+        revocations,
+        store: shared.store.failing().unwrap_or_else(|| "ok".to_owned()),
+    })
+}

@@ -1,0 +1,300 @@
+//! How much a peer may send, and how long it may keep us waiting.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// The limits of one socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once; further ones are closed with a 503.
+    pub connections: usize,
+    /// Bytes of a request's head, 8 KiB at least.
+    pub head_bytes: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
+    /// From a head's first byte to its last.
+    pub head_read: Duration,
+    /// For the whole body.
+    pub body_read: Duration,
+    /// Between two requests of a connection, and before its first.
+    pub idle: Duration,
+    /// A client that takes no byte of its answer for this long is dropped.
+    pub write_stall: Duration,
+    /// From a request's head to its answer: the longest `wait`, the body, and as much again for the store.
+    pub request: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 1024,
+            head_bytes: 16 * 1024,
+            body_bytes: 256 * 1024,
+            head_read: Duration::from_secs(10),
+            body_read: Duration::from_secs(10),
+            // Longer than what HTTP clients keep idle connections for (Go 90 s, Node's undici 4 s,
+            // reqwest 90 s), so it is the client that closes them and no request meets a closed one.
+            idle: Duration::from_secs(120),
+            write_stall: Duration::from_secs(30),
+            request: Duration::from_secs(90),
+        }
+    }
+}
+
+/// Where a connection is in its request. Counts up, so each phase of each request has a number of its own.
+#[derive(Debug, Default)]
+pub(super) struct Progress(AtomicU64);
+
+const IDLE: u64 = 0;
+const HEAD: u64 = 1;
+const BUSY: u64 = 2;
+const PHASES: u64 = 3;
+
+impl Progress {
+    fn current(&self) -> u64 {
+        // One task reads and writes this; nothing else depends on the order.
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn advance_to(&self, phase: u64) {
+        let now = self.current();
+        let ahead = (phase + PHASES - now % PHASES) % PHASES;
+        self.0.store(now + ahead, Ordering::Relaxed);
+    }
+
+    fn bytes_came(&self) {
+        if self.current() % PHASES == IDLE {
+            self.advance_to(HEAD);
+        }
+    }
+
+    /// A head is complete; its request is ours to answer until the result is dropped.
+    pub(super) fn busy(self: &Arc<Self>) -> Busy {
+        self.advance_to(BUSY);
+        Busy(Arc::clone(self))
+    }
+}
+
+/// While it lives, the peer waits for us.
+pub(super) struct Busy(Arc<Progress>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.advance_to(IDLE);
+    }
+}
+
+/// A stream that fails with `TimedOut` when the peer keeps us waiting.
+///
+/// hyper's own header timeout makes no difference between a head that trickles in and a connection that
+/// rests between two requests; here they have limits of their own.
+pub(super) struct Deadlines<S> {
+    stream: S,
+    progress: Arc<Progress>,
+    limits: Arc<Limits>,
+    read_timer: Pin<Box<Sleep>>,
+    armed_for: u64,
+    write_timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Deadlines<S> {
+    /// Watches over a stream whose requests report to `progress`.
+    pub(super) fn new(stream: S, progress: Arc<Progress>, limits: Arc<Limits>) -> Self {
+        let read_timer = Box::pin(tokio::time::sleep(limits.idle));
+        let armed_for = progress.current();
+        Deadlines {
+            stream,
+            progress,
+            limits,
+            read_timer,
+            armed_for,
+            write_timer: None,
+        }
+    }
+
+    fn poll_read_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let now = self.progress.current();
+        let limit = match now % PHASES {
+            IDLE => self.limits.idle,
+            HEAD => self.limits.head_read,
+            // The body has a deadline where it is read; otherwise it is for us to hurry.
+            _ => return Poll::Pending,
+        };
+        if self.armed_for != now {
+            self.armed_for = now;
+            self.read_timer.set(tokio::time::sleep(limit));
+        }
+        ready!(self.read_timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn poll_write_deadline<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_timer = None;
+            return written;
+        }
+        let limit = self.limits.write_stall;
+        let timer = self
+            .write_timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Deadlines<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        match Pin::new(&mut this.stream).poll_read(cx, buffer) {
+            Poll::Ready(result) => {
+                if buffer.filled().len() > before {
+                    this.progress.bytes_came();
+                }
+                Poll::Ready(result)
+            }
+            Poll::Pending => this.poll_read_deadline(cx),
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Deadlines<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.poll_write_deadline(written, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.poll_write_deadline(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[test]
+    fn every_phase_of_every_request_has_a_number_of_its_own() {
+        let progress = Arc::new(Progress::default());
+        let mut seen = vec![progress.current()];
+        for _ in 0..2 {
+            progress.bytes_came();
+            seen.push(progress.current());
+            let busy = progress.busy();
+            progress.bytes_came();
+            seen.push(progress.current());
+            drop(busy);
+            seen.push(progress.current());
+        }
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6]);
+        drop(progress.busy());
+        assert_eq!(
+            progress.current(),
+            9,
+            "a request that came with the last one's bytes has no head phase"
+        );
+    }
+
+    fn deadlines(
+        stream: tokio::io::DuplexStream,
+    ) -> (Deadlines<tokio::io::DuplexStream>, Arc<Progress>) {
+        let progress = Arc::new(Progress::default());
+        let limits = Arc::new(Limits::default());
+        (
+            Deadlines::new(stream, Arc::clone(&progress), limits),
+            progress,
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_ends_at_the_idle_limit_and_a_trickling_head_at_its_own() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let (mut ours, _progress) = deadlines(ours);
+        let mut buffer = [0; 64];
+        let idle = tokio::time::timeout(Duration::from_secs(119), ours.read(&mut buffer));
+        assert!(idle.await.is_err());
+        theirs.write_all(b"G").await.unwrap();
+        assert_eq!(ours.read(&mut buffer).await.unwrap(), 1);
+        let head = tokio::time::timeout(Duration::from_secs(9), ours.read(&mut buffer));
+        assert!(head.await.is_err());
+        theirs.write_all(b"E").await.unwrap();
+        assert_eq!(ours.read(&mut buffer).await.unwrap(), 1);
+        let head = tokio::time::timeout(Duration::from_secs(2), ours.read(&mut buffer));
+        assert_eq!(
+            head.await.unwrap().unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_hurried_while_we_are_the_ones_who_work() {
+        let (ours, _theirs) = tokio::io::duplex(64);
+        let (mut ours, progress) = deadlines(ours);
+        let busy = progress.busy();
+        let mut buffer = [0; 64];
+        let read = tokio::time::timeout(Duration::from_secs(3600), ours.read(&mut buffer));
+        assert!(read.await.is_err());
+        drop(busy);
+        let read = tokio::time::timeout(Duration::from_secs(119), ours.read(&mut buffer));
+        assert!(
+            read.await.is_err(),
+            "the idle time counts from the end of the request"
+        );
+        let error = ours.read(&mut buffer).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_no_byte_of_its_answer_is_dropped() {
+        let (ours, mut theirs) = tokio::io::duplex(4);
+        let (mut ours, _progress) = deadlines(ours);
+        ours.write_all(b"1234").await.unwrap();
+        let stuck = tokio::time::timeout(Duration::from_secs(29), ours.write_all(b"5"));
+        assert!(stuck.await.is_err());
+        let mut buffer = [0; 4];
+        theirs.read_exact(&mut buffer).await.unwrap();
+        ours.write_all(b"5678").await.unwrap();
+        let error = ours.write_all(b"9").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

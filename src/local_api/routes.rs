@@ -1,0 +1,465 @@
+//! The routes, all but the connection's work around them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Extension, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hyper::{Method, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
+
+use super::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
+use super::limits::Limits;
+use super::problem;
+use super::request::{self, Names, Query};
+use super::rules::{Rule, SocketKind, Verb};
+use super::types::{
+    Changed, GrantList, GrantView, ImportRequest, Problem, ProviderList, RefreshRequest, Status,
+    UserView,
+};
+use crate::refresh::grant::GrantKey;
+
+/// What a reader gets at least, unless it says otherwise: enough for one API call.
+const MIN_TTL: u64 = 10;
+const LONGEST_MIN_TTL: u64 = 86_400;
+/// How long a reader waits for a refresh, unless it says otherwise.
+const WAIT: u64 = 10;
+const LONGEST_WAIT: u64 = 60;
+const PAGE: u64 = 100;
+const LONGEST_PAGE: u64 = 1000;
+
+/// One authorized request's circumstances.
+#[derive(Clone)]
+pub(super) struct Call {
+    /// The rule its peer matches.
+    pub(super) rule: Arc<Rule>,
+    /// The namespace it named, where it may.
+    pub(super) namespace: Option<String>,
+    /// The names in its path.
+    pub(super) names: Names,
+}
+
+impl Call {
+    fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(&self.rule.namespace)
+    }
+
+    fn may(&self, verb: Verb) -> Result<(), Problem> {
+        if self.rule.may(verb) {
+            return Ok(());
+        }
+        let (app, verb) = (&self.rule.app, verb.name());
+        let detail = format!(
+            "the rule of app {app:?} does not allow {verb:?}; an admin adds it to may = […]"
+        );
+        Err(problem::forbidden(detail))
+    }
+
+    /// Returns the grant that the path names, if the rule allows `verb` there.
+    pub(super) fn grant(&self, verb: Verb) -> Result<GrantKey, Problem> {
+        self.may(verb)?;
+        let (provider, account) = self.provider()?;
+        if !self.rule.allows_provider(&provider) {
+            let app = &self.rule.app;
+            return Err(problem::forbidden(format!(
+                "the rule of app {app:?} does not allow provider {provider:?}; an admin adds it to providers = […]"
+            )));
+        }
+        Ok(GrantKey {
+            namespace: self.namespace().into(),
+            user: self.user()?,
+            provider,
+            account,
+        })
+    }
+
+    /// Returns namespace and user, if the rule allows `verb`.
+    fn user_for(&self, verb: Verb) -> Result<(String, String), Problem> {
+        self.may(verb)?;
+        Ok((self.namespace().into(), self.user()?))
+    }
+
+    fn user(&self) -> Result<String, Problem> {
+        self.names
+            .user
+            .clone()
+            .ok_or_else(|| problem::bad_request("the path names no user"))
+    }
+
+    fn provider(&self) -> Result<(String, String), Problem> {
+        self.names
+            .provider
+            .clone()
+            .ok_or_else(|| problem::bad_request("the path names no provider"))
+    }
+
+    /// Leaves what the rule allows to be seen; a user without any of it is not there.
+    fn visible(&self, mut view: UserView) -> Result<UserView, Problem> {
+        view.grants
+            .retain(|grant| self.rule.allows_provider(&grant.provider));
+        if view.grants.is_empty() {
+            return Err(problem::no_such_user(&view.namespace, &view.user));
+        }
+        Ok(view)
+    }
+
+    /// Whether a read keeps the user awake: as the request says, and where it says nothing, as the rule does.
+    fn counts(&self, query: &Query) -> Result<bool, Problem> {
+        Ok(query
+            .flag("activity")?
+            .unwrap_or(self.rule.counts_as_activity))
+    }
+}
+
+/// What handlers share.
+pub(super) struct Api<K> {
+    pub(super) keeper: Arc<K>,
+    pub(super) limits: Arc<Limits>,
+}
+
+impl<K> Clone for Api<K> {
+    fn clone(&self) -> Self {
+        Api {
+            keeper: Arc::clone(&self.keeper),
+            limits: Arc::clone(&self.limits),
+        }
+    }
+}
+
+type Shared<K> = State<Api<K>>;
+type Answer<T> = Result<Json<T>, Problem>;
+
+/// Makes the router of a socket. The admin's routes are not on any other; there they are unknown.
+pub(super) fn router<K: Keeper>(kind: &SocketKind, api: Api<K>) -> Router {
+    let mut router = Router::new()
+        .route("/healthz", get(healthz::<K>))
+        .route("/v1/users/{user}", get(user::<K>).delete(delete_user::<K>))
+        .route("/v1/users/{user}/activity", post(activity::<K>))
+        .route(
+            "/v1/users/{user}/grants/{provider}",
+            get(grant::<K>).put(import::<K>).delete(delete::<K>),
+        )
+        .route(
+            "/v1/users/{user}/grants/{provider}/refresh",
+            post(refresh::<K>),
+        );
+    if *kind == SocketKind::Admin {
+        router = router.merge(admin::<K>());
+    }
+    router
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            problem::method_not_allowed(method.as_str(), &request::shown(uri.path()))
+        })
+        .fallback(async |method: Method, uri: Uri| {
+            problem::no_such_route(
+                &request::shown(method.as_str()),
+                &request::shown(uri.path()),
+            )
+        })
+        .with_state(api)
+}
+
+fn admin<K: Keeper>() -> Router<Api<K>> {
+    let mut router = Router::new()
+        .route("/v1/grants", get(list::<K>))
+        .route("/v1/status", get(status::<K>))
+        .route("/v1/providers", get(providers::<K>));
+    for target in [
+        "/v1/users/{user}",
+        "/v1/users/{user}/grants/{provider}",
+        "/v1/providers/{provider}",
+    ] {
+        router = router
+            .route(&format!("{target}/pause"), post(pause::<K>))
+            .route(&format!("{target}/resume"), post(resume::<K>));
+    }
+    router
+}
+
+/// Whether a path is the token route's.
+pub(super) fn is_token_path(path: &str) -> bool {
+    let Some(rest) = path
+        .strip_prefix("/v1/users/")
+        .and_then(|rest| rest.strip_suffix("/token"))
+    else {
+        return false;
+    };
+    let mut segments = rest.split('/');
+    segments.next().is_some()
+        && segments.next() == Some("grants")
+        && segments.next().is_some()
+        && segments.next().is_none()
+}
+
+/// The token route. The server calls it without the router.
+pub(super) async fn token<K: Keeper>(
+    keeper: &K,
+    call: &Call,
+    uri: &Uri,
+) -> Result<Vec<u8>, Problem> {
+    let query = Query::of(uri, &["min_ttl", "wait", "activity"])?;
+    let min_ttl = query
+        .whole("min_ttl", 0..=LONGEST_MIN_TTL)?
+        .unwrap_or(MIN_TTL);
+    let key = call.grant(Verb::Read)?;
+    let request = TokenRequest {
+        key: key.clone(),
+        min_ttl: Duration::from_secs(min_ttl),
+        wait: wait(&query)?,
+        counts_as_activity: call.counts(&query)?,
+    };
+    Ok(token_body(&keeper.token(request).await?, &key))
+}
+
+/// A longer `wait` than we hold connections for is cut, not refused: the caller is told to retry anyway.
+fn wait(query: &Query) -> Result<Duration, Problem> {
+    let wait = query.whole("wait", 0..=u64::MAX)?.unwrap_or(WAIT);
+    Ok(Duration::from_secs(wait.min(LONGEST_WAIT)))
+}
+
+/// [`super::types::TokenAnswer`], borrowed: a token is copied into its answer and nowhere else.
+#[derive(Serialize)]
+struct TokenBody<'a> {
+    access_token: &'a str,
+    token_type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_in: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'a str>,
+    generation: u64,
+    user: &'a str,
+    provider: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    account: &'a str,
+}
+
+fn token_body(token: &Token, key: &GrantKey) -> Vec<u8> {
+    let body = TokenBody {
+        access_token: token.access_token.expose(),
+        token_type: &token.token_type,
+        expires_in: token.expires_at.map(|at| at.since(token.now).as_secs()),
+        expires_at: token.expires_at.map(|at| at.rfc3339()),
+        scope: token.scope.as_deref(),
+        generation: token.generation,
+        user: &key.user,
+        provider: &key.provider,
+        account: &key.account,
+    };
+    serde_json::to_vec(&body).expect("a struct of strings and numbers is JSON")
+}
+
+async fn refresh<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let key = call.grant(Verb::Read)?;
+    let query = Query::of(request.uri(), &["wait", "activity"])?;
+    let (wait, counts_as_activity) = (wait(&query)?, call.counts(&query)?);
+    let body: RefreshRequest = request::optional_object(request.into_body(), &api.limits).await?;
+    let asked = TokenRequest {
+        key: key.clone(),
+        min_ttl: Duration::ZERO,
+        wait,
+        counts_as_activity,
+    };
+    let token = api.keeper.refresh(asked, body.generation).await?;
+    let json = [(hyper::header::CONTENT_TYPE, "application/json")];
+    Ok((json, token_body(&token, &key)).into_response())
+}
+
+async fn import<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let key = call.grant(Verb::Import)?;
+    let query = Query::of(request.uri(), &["replace", "hold"])?;
+    let replace = query.flag("replace")?.unwrap_or(false);
+    let hold = query.flag("hold")?.unwrap_or(false);
+    let tokens: ImportRequest = request::object(request.into_body(), &api.limits).await?;
+    let answer = api.keeper.import(key, tokens, replace, hold).await?;
+    let created = answer.result == "created";
+    let status = if created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    Ok((status, Json(answer)).into_response())
+}
+
+async fn grant<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    uri: Uri,
+) -> Answer<GrantView> {
+    let key = call.grant(Verb::Read)?;
+    Query::none(&uri)?;
+    Ok(Json(api.keeper.grant(key).await?))
+}
+
+async fn user<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    uri: Uri,
+) -> Answer<UserView> {
+    let (namespace, user) = call.user_for(Verb::Read)?;
+    Query::none(&uri)?;
+    Ok(Json(call.visible(api.keeper.user(namespace, user).await?)?))
+}
+
+async fn delete<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    uri: Uri,
+) -> Answer<Changed> {
+    let key = call.grant(Verb::Revoke)?;
+    Query::none(&uri)?;
+    Ok(Json(api.keeper.delete(key).await?))
+}
+
+async fn delete_user<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    uri: Uri,
+) -> Answer<Changed> {
+    let (namespace, user) = call.user_for(Verb::Revoke)?;
+    Query::none(&uri)?;
+    Ok(Json(
+        api.keeper
+            .delete_user(namespace, user, call.rule.providers.clone())
+            .await?,
+    ))
+}
+
+/// A body for routes that take none; `{}` is as good.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+async fn activity<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    request: Request,
+) -> Answer<UserView> {
+    let (namespace, user) = call.user_for(Verb::Read)?;
+    Query::none(request.uri())?;
+    let Nothing {} = request::optional_object(request.into_body(), &api.limits).await?;
+    if call.rule.providers.is_some() {
+        // An app may wake only users of whom it may see something (I7).
+        call.visible(api.keeper.user(namespace.clone(), user.clone()).await?)?;
+    }
+    Ok(Json(
+        call.visible(api.keeper.activity(namespace, user).await?)?,
+    ))
+}
+
+async fn pause<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    request: Request,
+) -> Answer<Changed> {
+    let target = target(&api, &call, request).await?;
+    Ok(Json(api.keeper.pause(target).await?))
+}
+
+async fn resume<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    request: Request,
+) -> Answer<Changed> {
+    let target = target(&api, &call, request).await?;
+    Ok(Json(api.keeper.resume(target).await?))
+}
+
+/// Returns what a path of the admin socket names: a grant, a user or a provider.
+async fn target<K>(api: &Api<K>, call: &Call, request: Request) -> Result<Target, Problem> {
+    Query::none(request.uri())?;
+    let Nothing {} = request::optional_object(request.into_body(), &api.limits).await?;
+    let namespace = call.namespace().to_owned();
+    Ok(
+        match (call.names.user.clone(), call.names.provider.clone()) {
+            (Some(user), Some((provider, account))) => Target::Grant(GrantKey {
+                namespace,
+                user,
+                provider,
+                account,
+            }),
+            (Some(user), None) => Target::User { namespace, user },
+            _ => {
+                let (provider, account) = call.provider()?;
+                if !account.is_empty() {
+                    let detail = format!(
+                        "provider \"{provider}:{account}\" must be without an account here"
+                    );
+                    return Err(problem::bad_request(detail));
+                }
+                Target::Provider(provider)
+            }
+        },
+    )
+}
+
+async fn list<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    uri: Uri,
+) -> Answer<GrantList> {
+    let query = Query::of(
+        &uri,
+        &[
+            "state",
+            "provider",
+            "user",
+            "missing_scope",
+            "cursor",
+            "limit",
+        ],
+    )?;
+    let state = query.text("state").map(str::to_owned);
+    if state
+        .as_ref()
+        .is_some_and(|s| !["active", "paused", "needs-authorization"].contains(&s.as_str()))
+    {
+        let rule = "must be active, paused or needs-authorization";
+        return Err(problem::bad_request(format!("state {rule}")));
+    }
+    let limit = query
+        .whole("limit", 0..=u64::MAX)?
+        .unwrap_or(PAGE)
+        .clamp(1, LONGEST_PAGE);
+    let request = ListRequest {
+        // Without the header an admin sees all namespaces.
+        namespace: call.namespace,
+        user: query.name("user")?,
+        state,
+        provider: query.name("provider")?,
+        missing_scope: query.name("missing_scope")?,
+        cursor: query.name("cursor")?,
+        limit: usize::try_from(limit).unwrap_or(usize::MAX),
+    };
+    Ok(Json(api.keeper.list(request).await?))
+}
+
+async fn status<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Answer<Status> {
+    Query::none(&uri)?;
+    Ok(Json(api.keeper.status().await?))
+}
+
+async fn providers<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Answer<ProviderList> {
+    Query::none(&uri)?;
+    Ok(Json(api.keeper.providers().await?))
+}
+
+async fn healthz<K: Keeper>(
+    State(api): Shared<K>,
+    uri: Uri,
+) -> Answer<std::collections::BTreeMap<&'static str, &'static str>> {
+    Query::none(&uri)?;
+    api.keeper.healthy().await?;
+    Ok(Json([("status", "ok")].into()))
+}

@@ -1,0 +1,43 @@
+//! When users were last active, in a narrow table of its own.
+
+use rusqlite::params;
+
+use super::rows::time;
+use super::writer::Class;
+use super::{Store, StoreError};
+use crate::refresh::time::UnixTime;
+
+impl Store {
+    /// Returns when a user was last active, as far as it has been written.
+    pub async fn last_activity(
+        &self,
+        namespace: &str,
+        user: &str,
+    ) -> Result<Option<UnixTime>, StoreError> {
+        let (namespace, user) = (namespace.to_owned(), user.to_owned());
+        self.read(move |session| {
+            let sql = "SELECT last_active_at FROM activity WHERE namespace = ?1 AND user = ?2";
+            session.first(sql, [namespace, user], |row| time(row, 0))
+        })
+        .await
+    }
+
+    /// Writes when users (namespace, user) were last active. A moment never goes back.
+    pub async fn note_activity(
+        &self,
+        notes: Vec<(String, String, UnixTime)>,
+    ) -> Result<(), StoreError> {
+        self.write(Class::Rest, move |session| {
+            for (namespace, user, at) in &notes {
+                session.write(
+                    "INSERT INTO activity (namespace, user, last_active_at) VALUES (?1, ?2, ?3)
+                     ON CONFLICT DO UPDATE
+                        SET last_active_at = max(last_active_at, excluded.last_active_at)",
+                    params![namespace, user, at.as_millis()],
+                )?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}

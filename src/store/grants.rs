@@ -1,0 +1,406 @@
+//! Grants: reading, importing, pausing and deleting them; and what happens to a value that does not open.
+
+use rusqlite::params;
+
+use super::fingerprints;
+use super::revocations::{self, Revocable};
+use super::rows::{self, Opened, SealedTokens, millis, select_grant};
+use super::seal::Purpose;
+use super::session::{Session, Trouble};
+use super::writer::Class;
+use super::{Store, StoreError};
+use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Standing};
+use crate::refresh::time::UnixTime;
+use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
+
+/// A grant with its opened access token.
+#[derive(Clone, Debug)]
+pub struct Readable {
+    /// The grant.
+    pub grant: Grant,
+    /// The access token, if there is one and it opens.
+    pub access_token: Option<AccessToken>,
+}
+
+/// A grant with what an attempt needs.
+#[derive(Clone, Debug)]
+pub struct Attemptable {
+    /// The grant, its mark included.
+    pub grant: Grant,
+    /// The refresh token, if there is one and it opens.
+    pub refresh_token: Option<RefreshToken>,
+}
+
+/// What is to be imported.
+#[derive(Clone, Debug)]
+pub struct Import {
+    /// Whose grant.
+    pub key: GrantKey,
+    /// What the app has.
+    pub tokens: TokenSet,
+    /// When it is due.
+    pub due_at: Option<UnixTime>,
+    /// Its standing: active, or paused as held.
+    pub standing: Standing,
+    /// Whether a grant that is there is replaced.
+    pub replace: bool,
+    /// Whether a replaced refresh token is queued for revocation. Not where revoking it would end the new grant as well.
+    pub revoke_replaced: bool,
+    /// Now.
+    pub at: UnixTime,
+}
+
+/// What became of an import.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Imported {
+    /// A new grant.
+    Created(Grant),
+    /// Replaced; its generation went up by one.
+    Replaced(Grant),
+    /// The refresh token is already in this grant's history (or is its present one): nothing was changed.
+    Unchanged(Grant),
+    /// There is one already, and `replace` was not said.
+    Exists(Grant),
+}
+
+impl Store {
+    /// Returns one grant.
+    pub async fn grant(&self, key: &GrantKey) -> Result<Option<Grant>, StoreError> {
+        let key = key.clone();
+        self.read(move |session| rows::by_key(session, &key)).await
+    }
+
+    /// Returns one grant by its row number.
+    pub async fn grant_by_id(&self, id: GrantId) -> Result<Option<Grant>, StoreError> {
+        self.read(move |session| rows::by_id(session, id)).await
+    }
+
+    /// Returns one grant and its access token. A value that does not open is quarantined, and absent.
+    pub async fn readable(
+        &self,
+        key: &GrantKey,
+        at: UnixTime,
+    ) -> Result<Option<Readable>, StoreError> {
+        let key = key.clone();
+        let read = self
+            .read(move |session| match rows::by_key(session, &key)? {
+                Some(grant) => {
+                    let opened = rows::open(session, &grant, Purpose::Access)?;
+                    Ok(Some((grant, opened)))
+                }
+                None => Ok(None),
+            })
+            .await?;
+        let Some((grant, opened)) = read else {
+            return Ok(None);
+        };
+        let grant = self.quarantine_if_broken(grant, &opened, at).await;
+        let access_token = opened
+            .secret()
+            .map(|mut token| AccessToken::new(std::mem::take(&mut *token)));
+        Ok(Some(Readable {
+            grant,
+            access_token,
+        }))
+    }
+
+    /// Returns one grant, its mark and its refresh token. A value that does not open is quarantined, and absent.
+    pub async fn attemptable(
+        &self,
+        id: GrantId,
+        at: UnixTime,
+    ) -> Result<Option<Attemptable>, StoreError> {
+        let read = self
+            .read(move |session| match rows::by_id(session, id)? {
+                Some(grant) => {
+                    let opened = rows::open(session, &grant, Purpose::Refresh)?;
+                    Ok(Some((grant, opened)))
+                }
+                None => Ok(None),
+            })
+            .await?;
+        let Some((grant, opened)) = read else {
+            return Ok(None);
+        };
+        let grant = self.quarantine_if_broken(grant, &opened, at).await;
+        let refresh_token = opened
+            .secret()
+            .map(|mut token| RefreshToken::new(std::mem::take(&mut *token)));
+        Ok(Some(Attemptable {
+            grant,
+            refresh_token,
+        }))
+    }
+
+    /// Returns all grants of one user, by provider and account.
+    pub async fn grants_of_user(
+        &self,
+        namespace: &str,
+        user: &str,
+    ) -> Result<Vec<Grant>, StoreError> {
+        let (namespace, user) = (namespace.to_owned(), user.to_owned());
+        self.read(move |session| {
+            session.all(
+                select_grant!(
+                    "WHERE g.namespace = ?1 AND g.user = ?2 ORDER BY g.provider, g.account"
+                ),
+                [namespace, user],
+                rows::grant,
+            )
+        })
+        .await
+    }
+
+    /// Imports what an app already has.
+    ///
+    /// A refresh token in this grant's history changes nothing, so an app that pushes what it
+    /// had can't bring back a spent one; only a quarantined grant takes it, to be healed.
+    /// A replaced grant goes on with the next generation (I3), without mark and failures.
+    pub async fn import(&self, import: Import) -> Result<Imported, StoreError> {
+        self.write(Class::Rest, move |session| take_in(session, &import))
+            .await
+    }
+
+    /// Sets a grant's standing and due time. `None` if the grant is gone.
+    pub async fn set_standing(
+        &self,
+        id: GrantId,
+        standing: Standing,
+        due_at: Option<UnixTime>,
+        at: UnixTime,
+    ) -> Result<Option<Grant>, StoreError> {
+        self.write(Class::Rest, move |session| {
+            put_standing(session, id, standing, due_at, at)
+        })
+        .await
+    }
+
+    /// Deletes a grant, its mark and its history; with the user's last grant goes the user's activity.
+    ///
+    /// With `revoke`, what its provider's revocation needs lives on as a sealed, nameless
+    /// job: the refresh token, or the access token where there is none. Returns the grant as it was.
+    pub async fn delete(
+        &self,
+        key: &GrantKey,
+        at: UnixTime,
+        revoke: bool,
+    ) -> Result<Option<Grant>, StoreError> {
+        let key = key.clone();
+        self.write(Class::Rest, move |session| {
+            remove(session, &key, at, revoke)
+        })
+        .await
+    }
+
+    /// Pauses a grant one of whose values does not open, and says so once.
+    ///
+    /// Returns the grant as it is afterwards; as it was if it can't be written now, and
+    /// the next read tries again.
+    async fn quarantine_if_broken(&self, grant: Grant, opened: &Opened, at: UnixTime) -> Grant {
+        let quarantined = Standing::Paused(PauseReason::Quarantined);
+        if !matches!(opened, Opened::Broken) || grant.standing == quarantined {
+            return grant;
+        }
+        let id = grant.id;
+        match self
+            .write(Class::Rest, move |session| quarantine(session, id, at))
+            .await
+        {
+            Ok(Some(now)) => now,
+            Ok(None) | Err(_) => grant,
+        }
+    }
+}
+
+/// Returns a grant that this transaction has just written.
+pub(super) fn load(session: &Session<'_>, id: GrantId) -> Result<Grant, Trouble> {
+    rows::by_id(session, id)?.ok_or(Trouble::Sqlite(rusqlite::Error::QueryReturnedNoRows))
+}
+
+fn quarantine(session: &Session<'_>, id: GrantId, at: UnixTime) -> Result<Option<Grant>, Trouble> {
+    let Some(grant) = rows::by_id(session, id)? else {
+        return Ok(None);
+    };
+    let mut broken = Vec::new();
+    for purpose in [Purpose::Access, Purpose::Refresh] {
+        if matches!(rows::open(session, &grant, purpose)?, Opened::Broken) {
+            broken.push(purpose.name());
+        }
+    }
+    let quarantined = Standing::Paused(PauseReason::Quarantined);
+    // An import or another reader may have been faster.
+    if broken.is_empty() || grant.standing == quarantined {
+        return Ok(Some(grant));
+    }
+    tracing::error!(
+        event = "quarantined",
+        grant = id.0,
+        provider = grant.key.provider,
+        broken = broken.join(","),
+    );
+    put_standing(session, id, quarantined, None, at)
+}
+
+fn put_standing(
+    session: &Session<'_>,
+    id: GrantId,
+    standing: Standing,
+    due_at: Option<UnixTime>,
+    at: UnixTime,
+) -> Result<Option<Grant>, Trouble> {
+    let Some(grant) = rows::by_id(session, id)? else {
+        return Ok(None);
+    };
+    let since = if standing == grant.standing {
+        grant.standing_since
+    } else {
+        at
+    };
+    session.write(
+        "UPDATE grants SET version = version + 1, standing = ?2, reason = ?3,
+            standing_since = ?4, due_at = ?5
+         WHERE id = ?1",
+        params![
+            id.0,
+            standing.name(),
+            standing.reason(),
+            since.as_millis(),
+            millis(due_at)
+        ],
+    )?;
+    Ok(Some(load(session, id)?))
+}
+
+fn take_in(session: &Session<'_>, import: &Import) -> Result<Imported, Trouble> {
+    let Some(grant) = rows::by_key(session, &import.key)? else {
+        return create(session, import).map(Imported::Created);
+    };
+    let heals = import.replace && grant.standing == Standing::Paused(PauseReason::Quarantined);
+    if let Some(token) = &import.tokens.refresh_token
+        && !heals
+        && fingerprints::knows(session, grant.id, token)?
+    {
+        return Ok(Imported::Unchanged(grant));
+    }
+    if !import.replace {
+        return Ok(Imported::Exists(grant));
+    }
+    replace(session, &grant, import).map(Imported::Replaced)
+}
+
+fn create(session: &Session<'_>, import: &Import) -> Result<Grant, Trouble> {
+    let key = &import.key;
+    // The row's number is part of what the tokens are bound to, so the row comes first.
+    session.write(
+        "INSERT INTO grants (namespace, user, provider, account, version, generation, standing,
+            reason, standing_since, token_type, obtained_at, imported_at, failures,
+            unused_refreshes, key_id)
+         VALUES (?1, ?2, ?3, ?4, 0, 0, ?5, ?6, ?7, '', 0, 0, 0, 0, 0)",
+        params![
+            key.namespace,
+            key.user,
+            key.provider,
+            key.account,
+            import.standing.name(),
+            import.standing.reason(),
+            import.at.as_millis(),
+        ],
+    )?;
+    let id = GrantId(session.conn.last_insert_rowid());
+    put_import(session, id, 1, import)
+}
+
+fn replace(session: &Session<'_>, grant: &Grant, import: &Import) -> Result<Grant, Trouble> {
+    if import.revoke_replaced
+        && let Some(mut old) = rows::open(session, grant, Purpose::Refresh)?.secret()
+    {
+        let old = RefreshToken::new(std::mem::take(&mut *old));
+        if import.tokens.refresh_token.as_ref() != Some(&old) {
+            revocations::queue(
+                session,
+                &grant.key.provider,
+                Revocable::Refresh(&old),
+                import.at,
+            )?;
+        }
+    }
+    session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
+    put_import(session, grant.id, grant.generation + 1, import)
+}
+
+fn put_import(
+    session: &Session<'_>,
+    id: GrantId,
+    generation: u64,
+    import: &Import,
+) -> Result<Grant, Trouble> {
+    let tokens = &import.tokens;
+    let SealedTokens {
+        key_id,
+        access_token,
+        refresh_token,
+        expires_at,
+    } = rows::seal(session, id, &import.key, generation, tokens);
+    session.write(
+        "UPDATE grants SET version = version + 1, generation = ?2,
+            standing_since = iif(standing = ?3 AND reason = ?4, standing_since, ?5),
+            standing = ?3, reason = ?4, token_type = ?6, obtained_at = ?7, expires_at = ?8,
+            scope = ?9, due_at = ?10, imported_at = ?5, refreshed_at = NULL, attempted_at = NULL,
+            failures = 0, last_failure = NULL, unused_refreshes = 0, key_id = ?11,
+            access_token = ?12, refresh_token = ?13
+         WHERE id = ?1",
+        params![
+            id.0,
+            generation as i64,
+            import.standing.name(),
+            import.standing.reason(),
+            import.at.as_millis(),
+            tokens.token_type,
+            tokens.obtained_at.as_millis(),
+            expires_at,
+            tokens.scope,
+            millis(import.due_at),
+            key_id,
+            access_token,
+            refresh_token,
+        ],
+    )?;
+    fingerprints::note(session, id, generation, tokens)?;
+    load(session, id)
+}
+
+fn remove(
+    session: &Session<'_>,
+    key: &GrantKey,
+    at: UnixTime,
+    revoke: bool,
+) -> Result<Option<Grant>, Trouble> {
+    let Some(grant) = rows::by_key(session, key)? else {
+        return Ok(None);
+    };
+    if revoke {
+        queue_for_revocation(session, &grant, at)?;
+    }
+    session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
+    fingerprints::forget(session, grant.id)?;
+    session.write("DELETE FROM grants WHERE id = ?1", [grant.id.0])?;
+    session.write(
+        "DELETE FROM activity WHERE namespace = ?1 AND user = ?2
+            AND NOT EXISTS (SELECT 1 FROM grants WHERE namespace = ?1 AND user = ?2)",
+        params![key.namespace, key.user],
+    )?;
+    Ok(Some(grant))
+}
+
+fn queue_for_revocation(session: &Session<'_>, grant: &Grant, at: UnixTime) -> Result<(), Trouble> {
+    let provider = &grant.key.provider;
+    if let Some(mut token) = rows::open(session, grant, Purpose::Refresh)?.secret() {
+        let token = RefreshToken::new(std::mem::take(&mut *token));
+        return revocations::queue(session, provider, Revocable::Refresh(&token), at);
+    }
+    if let Some(mut token) = rows::open(session, grant, Purpose::Access)?.secret() {
+        let token = AccessToken::new(std::mem::take(&mut *token));
+        return revocations::queue(session, provider, Revocable::Access(&token), at);
+    }
+    Ok(())
+}

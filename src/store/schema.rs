@@ -1,0 +1,358 @@
+//! The tables, their forward migrations, and how every connection is set up.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+/// "frsh": marks the file as ours.
+pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
+/// The schema this freshd writes.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// One step per version, never edited once released. `user_version` counts the steps taken.
+const MIGRATIONS: &[&str] = &[V1];
+
+const V1: &str = "
+CREATE TABLE store (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    store_id BLOB NOT NULL
+) STRICT;
+
+-- The secrets come last: a query for a grant's facts never reads their pages.
+CREATE TABLE grants (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace TEXT NOT NULL,
+    user TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    account TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    standing TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    standing_since INTEGER NOT NULL,
+    token_type TEXT NOT NULL,
+    obtained_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    scope TEXT,
+    due_at INTEGER,
+    imported_at INTEGER NOT NULL,
+    refreshed_at INTEGER,
+    attempted_at INTEGER,
+    failures INTEGER NOT NULL,
+    last_failure TEXT,
+    unused_refreshes INTEGER NOT NULL,
+    key_id INTEGER NOT NULL,
+    access_token BLOB,
+    refresh_token BLOB,
+    UNIQUE (namespace, user, provider, account)
+) STRICT;
+CREATE INDEX grants_due ON grants (provider, due_at, id) WHERE due_at IS NOT NULL;
+CREATE INDEX grants_provider ON grants (provider, id);
+-- Lists of what needs a person; nearly all grants are active, so it stays small.
+CREATE INDEX grants_troubled ON grants (standing, id) WHERE standing <> 'active';
+
+-- Narrow, because one is written before every request.
+CREATE TABLE marks (
+    grant_id INTEGER PRIMARY KEY,
+    first_sent_at INTEGER NOT NULL,
+    presented INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE fingerprints (
+    grant_id INTEGER NOT NULL,
+    fingerprint BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    PRIMARY KEY (grant_id, fingerprint)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE activity (
+    namespace TEXT NOT NULL,
+    user TEXT NOT NULL,
+    last_active_at INTEGER NOT NULL,
+    PRIMARY KEY (namespace, user)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE providers (
+    name TEXT PRIMARY KEY,
+    stopped TEXT,
+    stopped_credentials BLOB,
+    stopped_at INTEGER,
+    cool_down_until INTEGER,
+    paused INTEGER NOT NULL,
+    margin_ms INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- Nameless: nothing here says whose token it was. next_at is NULL where the value does not open.
+CREATE TABLE revocations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    provider TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    key_id INTEGER NOT NULL,
+    token BLOB NOT NULL,
+    created_at INTEGER NOT NULL,
+    next_at INTEGER,
+    tries INTEGER NOT NULL
+) STRICT;
+CREATE INDEX revocations_due ON revocations (next_at, id) WHERE next_at IS NOT NULL;
+
+-- Kept by triggers, so that no write to grants can forget them.
+CREATE TABLE counters (
+    provider TEXT NOT NULL,
+    standing TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    grants INTEGER NOT NULL,
+    PRIMARY KEY (provider, standing, reason)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER grants_counted AFTER INSERT ON grants BEGIN
+    INSERT INTO counters VALUES (new.provider, new.standing, new.reason, 1)
+        ON CONFLICT DO UPDATE SET grants = grants + 1;
+END;
+CREATE TRIGGER grants_uncounted AFTER DELETE ON grants BEGIN
+    UPDATE counters SET grants = grants - 1
+        WHERE provider = old.provider AND standing = old.standing AND reason = old.reason;
+END;
+CREATE TRIGGER grants_recounted AFTER UPDATE OF standing, reason ON grants
+WHEN old.standing <> new.standing OR old.reason <> new.reason BEGIN
+    UPDATE counters SET grants = grants - 1
+        WHERE provider = old.provider AND standing = old.standing AND reason = old.reason;
+    INSERT INTO counters VALUES (new.provider, new.standing, new.reason, 1)
+        ON CONFLICT DO UPDATE SET grants = grants + 1;
+END;
+";
+
+/// Opens a connection for writing, set up as every writer is.
+///
+/// Checkpoints belong to a thread of their own, closing included.
+pub(super) fn connect_writer(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+    let conn = connect(path, busy)?;
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    conn.pragma_update(None, "secure_delete", true)?;
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    Ok(conn)
+}
+
+/// Opens a connection that refuses to write.
+pub(super) fn connect_reader(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+    let conn = connect(path, busy)?;
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    conn.pragma_update(None, "query_only", true)?;
+    Ok(conn)
+}
+
+fn connect(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut conn = Connection::open_with_flags(path, flags)?;
+    conn.busy_timeout(busy)?;
+    conn.set_transaction_behavior(TransactionBehavior::Immediate);
+    conn.set_prepared_statement_cache_capacity(64);
+    // One who can write the file can write the schema: it must not call functions with side effects.
+    conn.pragma_update(None, "trusted_schema", false)?;
+    Ok(conn)
+}
+
+/// Turns an empty file into a store of the newest version.
+pub(super) fn create(conn: &mut Connection, store_id: &[u8]) -> rusqlite::Result<()> {
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    conn.pragma_update(None, "application_id", APPLICATION_ID)?;
+    migrate(conn, MIGRATIONS)?;
+    conn.execute(
+        "INSERT INTO store (id, store_id) VALUES (1, ?1)",
+        [store_id],
+    )?;
+    checkpoint_all(conn)?;
+    Ok(())
+}
+
+/// Takes the steps that are missing, each in a transaction of its own. Returns whether there were any.
+pub(super) fn upgrade(conn: &mut Connection) -> rusqlite::Result<bool> {
+    let upgraded = migrate(conn, MIGRATIONS)?;
+    if upgraded {
+        // So that the version can be read from the file alone; see `identify`.
+        checkpoint_all(conn)?;
+    }
+    Ok(upgraded)
+}
+
+fn migrate(conn: &mut Connection, steps: &[&str]) -> rusqlite::Result<bool> {
+    let version: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let taken = usize::try_from(version).unwrap_or(0);
+    for (nth, step) in steps.iter().enumerate().skip(taken) {
+        let tx = conn.transaction()?;
+        tx.execute_batch(step)?;
+        tx.pragma_update(None, "user_version", nth as i64 + 1)?;
+        tx.commit()?;
+    }
+    Ok(taken < steps.len())
+}
+
+/// Copies the whole write-ahead log into the database file and empties it. Returns false if a reader was in the way.
+pub(super) fn checkpoint_all(conn: &Connection) -> rusqlite::Result<bool> {
+    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+        row.get::<_, i64>(0)
+    })
+    .map(|busy| busy == 0)
+}
+
+/// What a database file says it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) application_id: i64,
+    pub(super) version: i64,
+    /// `None` where the table is not there.
+    pub(super) store_id: Option<Vec<u8>>,
+}
+
+/// Reads a connection's identity.
+pub(super) fn identity(conn: &Connection) -> rusqlite::Result<Identity> {
+    let application_id = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let store_id = conn
+        .query_row("SELECT store_id FROM store", [], |row| row.get(0))
+        .ok();
+    Ok(Identity {
+        application_id,
+        version,
+        store_id,
+    })
+}
+
+/// Reads a file's identity without changing or creating a byte: no log, no index, no lock.
+///
+/// The log is not read either, which is why whatever sets the identity also checkpoints it.
+pub(super) fn identify(path: &Path) -> rusqlite::Result<Identity> {
+    let path = percent_encoding::percent_encode(
+        path.as_os_str().as_encoded_bytes(),
+        percent_encoding::NON_ALPHANUMERIC,
+    );
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    identity(&Connection::open_with_flags(
+        format!("file:{path}?immutable=1"),
+        flags,
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new_file(dir: &Path) -> std::path::PathBuf {
+        let path = dir.join("a ?#%.db");
+        std::fs::write(&path, b"").unwrap();
+        path
+    }
+
+    #[test]
+    fn a_file_is_identified_without_touching_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        create(&mut conn, b"0123456789abcdef").unwrap();
+        drop(conn);
+        let names = || {
+            let mut names: Vec<_> = std::fs::read_dir(dir.path())
+                .unwrap()
+                .map(|e| e.unwrap().file_name())
+                .collect();
+            names.sort();
+            names
+        };
+        let (bytes, listed) = (std::fs::read(&path).unwrap(), names());
+        let identity = identify(&path).unwrap();
+        assert_eq!(identity.application_id, APPLICATION_ID);
+        assert_eq!(identity.version, VERSION);
+        assert_eq!(
+            identity.store_id.as_deref(),
+            Some(b"0123456789abcdef".as_slice())
+        );
+        assert_eq!((std::fs::read(&path).unwrap(), names()), (bytes, listed));
+    }
+
+    #[test]
+    fn a_store_of_version_one_takes_only_the_steps_it_lacks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        assert!(migrate(&mut conn, &[V1]).unwrap());
+        conn.execute("INSERT INTO activity VALUES ('default', 'anna', 5)", [])
+            .unwrap();
+        let later = [
+            V1,
+            "ALTER TABLE activity ADD COLUMN extra INTEGER; UPDATE activity SET extra = 6",
+        ];
+        assert!(migrate(&mut conn, &later).unwrap());
+        assert!(!migrate(&mut conn, &later).unwrap());
+        let row: (i64, i64) = conn
+            .query_row("SELECT last_active_at, extra FROM activity", [], |r| {
+                Ok((r.get(0)?, r.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(row, (5, 6));
+        assert_eq!(identity(&conn).unwrap().version, 2);
+    }
+
+    #[test]
+    fn a_step_that_does_not_work_leaves_the_version_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        let broken = [V1, "CREATE TABLE half (a); SELECT nonsense"];
+        assert!(migrate(&mut conn, &broken).is_err());
+        assert_eq!(identity(&conn).unwrap().version, 1);
+        assert!(
+            conn.execute("SELECT a FROM half", []).is_err(),
+            "the half step was undone"
+        );
+    }
+
+    #[test]
+    fn every_writer_is_set_up_for_durability() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::from_millis(1234)).unwrap();
+        create(&mut conn, b"0123456789abcdef").unwrap();
+        let text = |name| {
+            conn.pragma_query_value(None, name, |r| r.get::<_, String>(0))
+                .unwrap()
+        };
+        let number = |name| {
+            conn.pragma_query_value(None, name, |r| r.get::<_, i64>(0))
+                .unwrap()
+        };
+        assert_eq!(text("journal_mode"), "wal");
+        assert_eq!(number("synchronous"), 2, "FULL");
+        assert_eq!(number("secure_delete"), 1);
+        assert_eq!(number("wal_autocheckpoint"), 0);
+        assert_eq!(number("busy_timeout"), 1234);
+        let reader = connect_reader(&path, Duration::ZERO).unwrap();
+        assert!(reader.execute("DELETE FROM grants", []).is_err());
+    }
+
+    #[test]
+    fn the_schedule_and_the_lists_are_read_from_their_indexes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        create(&mut conn, b"0123456789abcdef").unwrap();
+        let troubled = "SELECT g.id FROM grants g WHERE g.id > ?1 AND g.standing = ?
+             AND g.standing <> 'active' ORDER BY g.id LIMIT ?";
+        for (sql, index) in [
+            (crate::store::schedule::DUE_WITHIN, "grants_due"),
+            (crate::store::schedule::RESCHEDULE, "grants_provider"),
+            (troubled, "grants_troubled"),
+        ] {
+            let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let values = vec![1; plan.parameter_count()];
+            let steps: Vec<String> = plan
+                .query_map(rusqlite::params_from_iter(values), |row| row.get(3))
+                .unwrap()
+                .map(Result::unwrap)
+                .collect();
+            let steps = steps.join("; ");
+            assert!(
+                steps.contains(index) && !steps.contains("TEMP B-TREE"),
+                "{steps}"
+            );
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What a verb sees while it runs: one transaction, the keys and the disk; and what can go wrong.
+
+use std::path::PathBuf;
+
+use rusqlite::{Connection, ErrorCode, Params};
+
+use super::StoreError;
+use super::keyring::Keyring;
+
+/// With less than this free, no refresh token is spent: its successor might not fit.
+const ROOM: u64 = 8 * 1024 * 1024;
+
+/// Why a verb's part of a transaction did not work.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// SQLite said so.
+    Sqlite(rusqlite::Error),
+    /// The file system has no room, or is read-only.
+    NoRoom,
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Trouble {
+        Trouble::Sqlite(error)
+    }
+}
+
+impl Trouble {
+    /// Returns what the caller is told.
+    pub(super) fn store_error(&self) -> StoreError {
+        match self {
+            Trouble::NoRoom => StoreError::NoSpace,
+            Trouble::Sqlite(_) if self.is_the_disks() => StoreError::Unavailable,
+            Trouble::Sqlite(_) => StoreError::Damaged,
+        }
+    }
+
+    /// Returns whether the disk, and not this verb, is at fault: then nothing else can be written either.
+    pub(super) fn is_the_disks(&self) -> bool {
+        let Trouble::Sqlite(rusqlite::Error::SqliteFailure(error, _)) = self else {
+            return false;
+        };
+        matches!(
+            error.code,
+            ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::ReadOnly
+                | ErrorCode::CannotOpen
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::OutOfMemory
+                | ErrorCode::PermissionDenied
+                | ErrorCode::FileLockingProtocolFailed
+                | ErrorCode::OperationInterrupted
+        )
+    }
+
+    /// Returns SQLite's own words. They name tables and columns, never values.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Trouble::NoRoom => "the file system has no room".into(),
+            Trouble::Sqlite(error) => error.to_string(),
+        }
+    }
+}
+
+/// The disk beneath the store; test builds can make it fail.
+pub(super) struct Disk {
+    dir: PathBuf,
+    #[cfg(test)]
+    pub(super) faults: super::tests::Faults,
+}
+
+impl Disk {
+    pub(super) fn new(dir: PathBuf) -> Disk {
+        Disk {
+            dir,
+            #[cfg(test)]
+            faults: Default::default(),
+        }
+    }
+
+    /// Checks that a token set will fit and that the file system takes writes.
+    pub(super) fn check_room(&self) -> Result<(), Trouble> {
+        #[cfg(test)]
+        if self.faults.full() {
+            return Err(Trouble::NoRoom);
+        }
+        // A file system that can't be asked is told apart by the write itself.
+        let Ok(stat) = rustix::fs::statvfs(&self.dir) else {
+            return Ok(());
+        };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < ROOM || stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+            return Err(Trouble::NoRoom);
+        }
+        Ok(())
+    }
+
+    /// Stands before every write and commit.
+    pub(super) fn step(&self) -> Result<(), Trouble> {
+        #[cfg(test)]
+        self.faults.step()?;
+        Ok(())
+    }
+}
+
+/// One transaction as the verbs see it.
+pub(super) struct Session<'a> {
+    pub(super) conn: &'a Connection,
+    pub(super) keyring: &'a Keyring,
+    pub(super) disk: &'a Disk,
+}
+
+impl Session<'_> {
+    /// Runs one statement that writes; returns how many rows it changed.
+    pub(super) fn write(&self, sql: &str, params: impl Params) -> Result<usize, Trouble> {
+        self.disk.step()?;
+        Ok(self.conn.prepare_cached(sql)?.execute(params)?)
+    }
+
+    /// Returns the first row of a query, if there is one.
+    pub(super) fn first<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, Trouble> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut rows = statement.query(params)?;
+        Ok(rows.next()?.map(read).transpose()?)
+    }
+
+    /// Returns all rows of a query.
+    pub(super) fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, Trouble> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let rows = statement.query_map(params, read)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}

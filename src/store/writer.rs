@@ -1,0 +1,358 @@
+//! One thread writes. It commits in groups, and answers when a group is on disk.
+//!
+//! A group holds what waits, outcomes first (a rotated refresh token is worth more than
+//! anything else here), then marks, then the rest, up to [`GROUP`] entries. While others are writing too
+//! it waits up to [`LINGER`] for more; a lone writer does not wait. A rest that is never
+//! reached can't happen: every outcome and mark belongs to one of a few hundred attempts in
+//! flight, and none of those sends another before it is answered.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::StoreError;
+use super::keyring::Keyring;
+use super::session::{Disk, Session, Trouble};
+use super::{checkpoint, schema};
+
+/// At most this many entries are committed together: measured, larger groups gain nothing.
+const GROUP: usize = 256;
+/// A group waits at most this long for company; an fsync takes about as long.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// What goes first into a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// How an attempt ended.
+    Outcome,
+    /// That an attempt begins.
+    Mark,
+    /// Everything else.
+    Rest,
+}
+
+/// One verb that waits to be written, and its caller that waits to be answered.
+pub(super) trait Entry: Send {
+    /// Does the work; an error undoes this entry alone.
+    fn run(&mut self, session: &Session<'_>) -> Result<(), Trouble>;
+    /// Answers, once the group is on disk or known not to be.
+    fn answer(self: Box<Self>, group: Result<(), StoreError>);
+}
+
+struct Verb<F, T> {
+    work: Option<F>,
+    done: Option<Result<T, StoreError>>,
+    caller: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<F, T> Entry for Verb<F, T>
+where
+    F: FnOnce(&Session<'_>) -> Result<T, Trouble> + Send,
+    T: Send,
+{
+    fn run(&mut self, session: &Session<'_>) -> Result<(), Trouble> {
+        let Some(work) = self.work.take() else {
+            return Ok(());
+        };
+        match work(session) {
+            Ok(value) => {
+                self.done = Some(Ok(value));
+                Ok(())
+            }
+            Err(trouble) => {
+                self.done = Some(Err(trouble.store_error()));
+                Err(trouble)
+            }
+        }
+    }
+
+    fn answer(self: Box<Self>, group: Result<(), StoreError>) {
+        let answer = match group {
+            Ok(()) => self.done.unwrap_or(Err(StoreError::Unavailable)),
+            Err(error) => Err(error),
+        };
+        // A caller that hung up cancels nothing: the work is done.
+        let _ = self.caller.send(answer);
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    outcomes: VecDeque<Box<dyn Entry>>,
+    marks: VecDeque<Box<dyn Entry>>,
+    rest: VecDeque<Box<dyn Entry>>,
+    closed: bool,
+}
+
+impl Queue {
+    fn len(&self) -> usize {
+        self.outcomes.len() + self.marks.len() + self.rest.len()
+    }
+
+    fn take(&mut self) -> Vec<Box<dyn Entry>> {
+        let mut group = Vec::with_capacity(self.len().min(GROUP));
+        for class in [&mut self.outcomes, &mut self.marks, &mut self.rest] {
+            let room = GROUP - group.len();
+            group.extend(class.drain(..class.len().min(room)));
+        }
+        group
+    }
+}
+
+/// What the callers and the writer thread share.
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+    failing: Mutex<Option<String>>,
+}
+
+/// The way to the writer thread.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    /// Starts the writer thread, and with it the one that checkpoints.
+    pub(super) fn start(
+        conn: Connection,
+        checkpoints: Connection,
+        keyring: Arc<Keyring>,
+        disk: Arc<Disk>,
+    ) -> std::io::Result<Writer> {
+        let shared = Arc::new(Shared::default());
+        // One wish is enough: the checkpoint looks at the whole log.
+        let (wishes, wished) = sync_channel(1);
+        let checkpoint = checkpoint::start(checkpoints, wished)?;
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    let closing = CloseAtExit(&shared);
+                    let conn = Work {
+                        conn,
+                        keyring: &keyring,
+                        disk: &disk,
+                        shared: &shared,
+                    }
+                    .run(wishes);
+                    // The checkpoint thread ends when nobody can wish any more; then the log can be emptied.
+                    let _ = checkpoint.join();
+                    if let Err(error) = schema::checkpoint_all(&conn) {
+                        tracing::warn!(event = "checkpoint-failed", %error);
+                    }
+                    drop(conn);
+                    drop(closing);
+                }
+            })?;
+        Ok(Writer {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Queues `work`. The result is there once it is on disk, whether or not anybody waits for it.
+    ///
+    /// Entries of one class are written in the order of these calls.
+    pub(super) fn submit<T: Send + 'static>(
+        &self,
+        class: Class,
+        work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> oneshot::Receiver<Result<T, StoreError>> {
+        let (caller, answer) = oneshot::channel();
+        let entry = Box::new(Verb {
+            work: Some(work),
+            done: None,
+            caller,
+        });
+        let mut queue = lock(&self.shared.queue);
+        if queue.closed {
+            entry.answer(Err(StoreError::Closed));
+            return answer;
+        }
+        match class {
+            Class::Outcome => queue.outcomes.push_back(entry),
+            Class::Mark => queue.marks.push_back(entry),
+            Class::Rest => queue.rest.push_back(entry),
+        }
+        self.shared.arrived.notify_one();
+        answer
+    }
+
+    /// Returns the last write error, if nothing has been committed since.
+    pub(super) fn failing(&self) -> Option<String> {
+        lock(&self.shared.failing).clone()
+    }
+
+    /// Writes what is queued, empties the log, and ends the threads. Blocks meanwhile.
+    pub(super) fn close(&self) {
+        lock(&self.shared.queue).closed = true;
+        self.shared.arrived.notify_one();
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread {
+            // A panic has been reported by the panic hook; the queue was closed by `CloseAtExit`.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Nobody may wait for a writer that has ended, by a panic either.
+struct CloseAtExit<'a>(&'a Shared);
+
+impl Drop for CloseAtExit<'_> {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.0.queue);
+        queue.closed = true;
+        while queue.len() > 0 {
+            queue
+                .take()
+                .into_iter()
+                .for_each(|entry| entry.answer(Err(StoreError::Closed)));
+        }
+    }
+}
+
+/// The writer thread's own.
+struct Work<'a> {
+    conn: Connection,
+    keyring: &'a Keyring,
+    disk: &'a Disk,
+    shared: &'a Shared,
+}
+
+impl Work<'_> {
+    fn run(mut self, wishes: SyncSender<u64>) -> Connection {
+        if let Err(error) = checkpoint::wish_when_long(&mut self.conn, wishes) {
+            tracing::error!(event = "checkpoint-failed", %error);
+        }
+        let mut company = false;
+        let mut suspect = false;
+        while let Some(mut group) = self.next(company) {
+            company = group.len() > 1;
+            let written = self.write(&mut group, &mut suspect);
+            self.note(&written);
+            let answer = written.map_err(|trouble| trouble.store_error());
+            group
+                .into_iter()
+                .for_each(|entry| entry.answer(answer.clone()));
+        }
+        // Drops the last sender of wishes.
+        let _ = self
+            .conn
+            .wal_hook(None::<fn(&mut rusqlite::hooks::Wal, i32) -> _>);
+        self.conn
+    }
+
+    /// Waits for entries; `None` once the queue is closed and empty.
+    fn next(&self, company: bool) -> Option<Vec<Box<dyn Entry>>> {
+        let wait = |queue: &mut Queue| queue.len() == 0 && !queue.closed;
+        let arrived = &self.shared.arrived;
+        let queue = lock(&self.shared.queue);
+        let mut queue = arrived
+            .wait_while(queue, wait)
+            .unwrap_or_else(PoisonError::into_inner);
+        if company {
+            let more = |queue: &mut Queue| queue.len() < GROUP && !queue.closed;
+            queue = arrived
+                .wait_timeout_while(queue, LINGER, more)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        let group = queue.take();
+        (!group.is_empty()).then_some(group)
+    }
+
+    /// Commits a group as one transaction, each entry inside a savepoint of its own.
+    fn write(&self, group: &mut [Box<dyn Entry>], suspect: &mut bool) -> Result<(), Trouble> {
+        if *suspect {
+            // After a failed fsync the kernel may call pages clean that never reached the disk.
+            // Nothing is durable again before a checkpoint rewrote and synced the database file.
+            self.disk.step()?;
+            if !schema::checkpoint_all(&self.conn)? {
+                return Err(Trouble::Sqlite(busy()));
+            }
+            *suspect = false;
+        }
+        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        let session = Session {
+            conn: &self.conn,
+            keyring: self.keyring,
+            disk: self.disk,
+        };
+        let mut written = group
+            .iter_mut()
+            .try_for_each(|entry| run_entry(&session, &mut **entry));
+        if written.is_ok() {
+            written = self
+                .disk
+                .step()
+                .and_then(|()| Ok(self.conn.execute_batch("COMMIT")?));
+            *suspect = written.is_err();
+        }
+        if written.is_err() && !self.conn.is_autocommit() {
+            self.conn.execute_batch("ROLLBACK")?;
+        }
+        written
+    }
+
+    /// Keeps and logs whether the store takes writes: one line for each change.
+    fn note(&self, written: &Result<(), Trouble>) {
+        let mut failing = lock(&self.shared.failing);
+        match written {
+            Ok(()) => {
+                if failing.take().is_some() {
+                    tracing::info!(event = "store-writable");
+                }
+            }
+            Err(trouble) => {
+                let text = trouble.text();
+                if failing.is_none() {
+                    tracing::error!(event = "store-unwritable", reason = text);
+                }
+                *failing = Some(text);
+            }
+        }
+    }
+}
+
+/// Runs one entry; what it did is undone if it fails, and only the disk's failures end the group.
+fn run_entry(session: &Session<'_>, entry: &mut dyn Entry) -> Result<(), Trouble> {
+    session
+        .conn
+        .prepare_cached("SAVEPOINT entry")?
+        .execute([])?;
+    let done = entry.run(session);
+    if let Err(trouble) = done {
+        if trouble.is_the_disks() || session.conn.is_autocommit() {
+            return Err(trouble);
+        }
+        if !matches!(trouble, Trouble::NoRoom) {
+            tracing::error!(event = "store-verb-failed", reason = trouble.text());
+        }
+        session
+            .conn
+            .prepare_cached("ROLLBACK TO entry")?
+            .execute([])?;
+    }
+    session.conn.prepare_cached("RELEASE entry")?.execute([])?;
+    Ok(())
+}
+
+fn busy() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
+        Some("a reader stood in the way of a checkpoint".into()),
+    )
+}
+
+/// A poisoned lock guards plain data that no panic leaves half-changed.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -19,8 +19,9 @@ use tempfile::TempDir;
 use super::session::Trouble;
 use super::*;
 use crate::refresh::grant::{Grant, GrantKey, Standing};
+use crate::refresh::horizon::Due;
 use crate::refresh::time::UnixTime;
-use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
+use crate::refresh::token::{AccessToken, RefreshToken, TokenKind, TokenSet};
 
 /// Makes the disk fail on demand.
 #[derive(Default)]
@@ -217,7 +218,7 @@ fn applied(cas: Result<Cas, StoreError>) -> Grant {
     }
 }
 
-async fn waiting_revocations(store: &Store) -> Vec<(String, RevocationKind, String)> {
+async fn waiting_revocations(store: &Store) -> Vec<(String, TokenKind, String)> {
     let jobs = store.revocations_due(UnixTime::MAX, 100).await.unwrap();
     jobs.into_iter()
         .map(|job| (job.provider, job.kind, job.token.to_string()))

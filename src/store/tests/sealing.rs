@@ -200,11 +200,7 @@ async fn a_deleted_grant_with_a_broken_refresh_token_revokes_its_access_token() 
         .await
         .unwrap()
         .unwrap();
-    let expected = [(
-        "hubspot".into(),
-        RevocationKind::Access,
-        "access-anna".into(),
-    )];
+    let expected = [("hubspot".into(), TokenKind::Access, "access-anna".into())];
     assert_eq!(waiting_revocations(&bench.store).await, expected);
 }
 
@@ -222,11 +218,7 @@ async fn a_revocation_that_does_not_open_is_set_aside_and_the_others_go_on() {
         bench.store.delete(&key("anna"), at(1), true).await.unwrap();
         bench.store.delete(&key("bert"), at(1), true).await.unwrap();
         bench.edit(&format!("UPDATE revocations SET {edit} WHERE id = 1"));
-        let expected = [(
-            "hubspot".into(),
-            RevocationKind::Refresh,
-            "refresh-bert".into(),
-        )];
+        let expected = [("hubspot".into(), TokenKind::Refresh, "refresh-bert".into())];
         assert_eq!(waiting_revocations(&bench.store).await, expected, "{edit}");
         assert_eq!(bench.store.revocations_waiting().await.unwrap(), 1);
     }

@@ -108,11 +108,7 @@ async fn a_token_set_commits_only_on_the_generation_that_was_presented() {
     let read = store.readable(&key("anna"), at(1)).await.unwrap().unwrap();
     assert_eq!(read.grant, now);
     assert_eq!(read.access_token.unwrap().expose(), "access-second");
-    let expected = [(
-        "hubspot".into(),
-        RevocationKind::Refresh,
-        "refresh-late".into(),
-    )];
+    let expected = [("hubspot".into(), TokenKind::Refresh, "refresh-late".into())];
     assert_eq!(waiting_revocations(store).await, expected);
 }
 
@@ -144,16 +140,8 @@ async fn a_set_for_a_deleted_grant_is_revoked() {
         Cas::Lost
     );
     let expected = [
-        (
-            "hubspot".into(),
-            RevocationKind::Access,
-            "access-late".into(),
-        ),
-        (
-            "hubspot".into(),
-            RevocationKind::Refresh,
-            "refresh-later".into(),
-        ),
+        ("hubspot".into(), TokenKind::Access, "access-late".into()),
+        ("hubspot".into(), TokenKind::Refresh, "refresh-later".into()),
     ];
     assert_eq!(waiting_revocations(&bench.store).await, expected);
 }
@@ -445,11 +433,7 @@ async fn a_replaced_grant_goes_on_with_the_next_generation() {
     );
     assert_eq!((now.last_failure, now.attempted_at), (None, None));
     assert_eq!((now.standing_since, now.imported_at), (at(50), at(50)));
-    let expected = [(
-        "hubspot".into(),
-        RevocationKind::Refresh,
-        "refresh-anna".into(),
-    )];
+    let expected = [("hubspot".into(), TokenKind::Refresh, "refresh-anna".into())];
     assert_eq!(waiting_revocations(store).await, expected);
 
     let kept = Import {
@@ -515,7 +499,7 @@ async fn a_deleted_grant_leaves_only_a_nameless_revocation() {
     assert_eq!(due.len(), 1);
     assert_eq!(
         (due[0].provider.as_str(), due[0].kind),
-        ("hubspot", RevocationKind::Refresh)
+        ("hubspot", TokenKind::Refresh)
     );
     assert_eq!(due[0].token.as_str(), "refresh-anna");
     assert_eq!((due[0].tries, due[0].created_at), (0, at(2)));
@@ -582,7 +566,7 @@ async fn due_rows_come_in_order_and_page_by_page() {
     assert_eq!(store.next_due_at().await.unwrap(), Some(at(5)));
 
     let page = |after, until, limit| store.due_within("hubspot", after, at(until), limit);
-    let shown = |rows: Vec<DueRow>| {
+    let shown = |rows: Vec<Due>| {
         rows.iter()
             .map(|row| (row.due_at, row.id))
             .collect::<Vec<_>>()

@@ -357,17 +357,25 @@ fn shape(bench: &Bench) -> Vec<String> {
 #[tokio::test]
 async fn the_log_is_checkpointed_by_its_size_while_commits_go_on() {
     let bench = Bench::new();
-    bench.sql().execute_batch("CREATE TABLE scratch (id INTEGER PRIMARY KEY, b BLOB)").unwrap();
+    bench
+        .sql()
+        .execute_batch("CREATE TABLE scratch (id INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
     let log = bench.dir.path().join("freshd.db-wal");
     let mut longest = 0;
     for _ in 0..1_000 {
         let sql = "INSERT OR REPLACE INTO scratch VALUES (1, zeroblob(200000))";
-        let written = bench.store.write(Class::Outcome, move |session| session.write(sql, []));
+        let written = bench
+            .store
+            .write(Class::Outcome, move |session| session.write(sql, []));
         assert_eq!(written.await.unwrap(), 1);
         longest = longest.max(log.metadata().unwrap().len());
     }
     // 200 MB went through it.
-    assert!(longest > 3_000_000, "{longest}: no checkpoint before the log is long");
+    assert!(
+        longest > 3_000_000,
+        "{longest}: no checkpoint before the log is long"
+    );
     assert!(longest < 80_000_000, "{longest}: the log is used again");
 }
 

@@ -48,7 +48,8 @@ pub(super) async fn run(shared: Arc<Shared>, provider: String, wanted: Wanted) -
     match attempt.run().await {
         Ok(done) => done,
         Err(error) => {
-            attempt.shared.store_trouble(&error);
+            // The store itself tells when it begins to refuse, once.
+            tracing::debug!(%provider, %error, "attempt-not-begun");
             (attempt.again_later(), Ended::NoToken)
         }
     }
@@ -108,8 +109,13 @@ impl Attempt {
         match grant.step(self.wanted.cause, last_active_at, now, policy) {
             Step::Refresh => match refresh_token {
                 Some(refresh_token) => self.refresh(grant, refresh_token).await,
-                None => Ok(self.quarantined(&grant)),
+                // It did not open: the store has told of it and put the grant aside.
+                None => Ok(self.wrote(None)),
             },
+            // What the schedule says is not changed by a caller who came too early.
+            Step::Wait(at) if self.wanted.cause == Cause::Demand => {
+                Ok((due(&grant), Ended::NotBefore(at)))
+            }
             Step::Wait(at) => {
                 let waits = self
                     .shared
@@ -247,7 +253,6 @@ impl Attempt {
                 Err(error) => {
                     if !held {
                         held = true;
-                        shared.store_trouble(&error);
                         tracing::error!(
                             user = %shared.names.user(&grant.key), provider = %grant.key.provider,
                             %error, "held"
@@ -262,7 +267,6 @@ impl Attempt {
 
     fn committed(&self, grant: Grant, tokens: &TokenSet, recovered: bool) -> Done {
         let shared = &self.shared;
-        shared.store_fine();
         let (user, provider) = (shared.names.user(&grant.key), grant.key.provider.clone());
         if recovered {
             tracing::info!(%user, %provider, generation = grant.generation, "recovered");
@@ -331,16 +335,6 @@ impl Attempt {
             due(&grant)
         });
         (row, Ended::NoToken)
-    }
-
-    /// The store found that a sealed value does not open, and has put the grant aside.
-    fn quarantined(&self, grant: &Grant) -> Done {
-        tracing::error!(
-            user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
-            grant = grant.id.0, "quarantined"
-        );
-        self.shared.cache.forget(&grant.key);
-        (None, Ended::NoToken)
     }
 
     /// A row for the schedule when the store could not be asked: its true one is unknown.

@@ -32,7 +32,6 @@ pub(super) async fn import(shared: &Shared, import: Import) -> Result<ImportAnsw
         Imported::Unchanged(grant) => ("unchanged", grant),
         Imported::Exists(grant) => return Err(problem::grant_exists(&key, grant.generation)),
     };
-    shared.store_fine();
     if result != "unchanged" {
         shared.wrote(&grant);
         tracing::info!(

@@ -3,7 +3,7 @@
 //! It owns the [`Schedule`] and never waits for a request or a write: pages are
 //! read and attempts run in tasks of their own, which report back as events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ pub(super) enum Event {
 /// A caller who waits for a newer token set than the one it has seen.
 pub(super) struct Waiter {
     pub(super) seen: u64,
+    /// Until when the caller waits.
+    pub(super) patience: UnixTime,
     pub(super) answer: oneshot::Sender<Ended>,
 }
 
@@ -86,6 +88,8 @@ struct Driver {
     events: UnboundedSender<Event>,
     schedule: Schedule,
     waiters: BTreeMap<GrantId, Vec<Waiter>>,
+    /// Demands that floor, backoff or replay have put off.
+    put_off: BTreeSet<(UnixTime, String, GrantId)>,
     /// Attempts that have begun and not ended, whatever became of their provider's configuration.
     running: usize,
     drained: Option<oneshot::Sender<()>>,
@@ -103,6 +107,7 @@ pub(super) async fn run(
         events,
         schedule: Schedule::new(max_in_flight),
         waiters: BTreeMap::new(),
+        put_off: BTreeSet::new(),
         running: 0,
         drained: None,
     };
@@ -130,8 +135,11 @@ impl Driver {
         if self.shared.draining() {
             return LONGEST_SLEEP;
         }
-        self.schedule
-            .poll_timeout(now)
+        let put_off = self.put_off.first().map(|(at, ..)| *at);
+        [self.schedule.poll_timeout(now), put_off]
+            .into_iter()
+            .flatten()
+            .min()
             .map_or(LONGEST_SLEEP, |at| at.since(now).min(LONGEST_SLEEP))
     }
 
@@ -145,6 +153,11 @@ impl Driver {
             return;
         }
         let now = self.shared.clock.now();
+        while self.put_off.first().is_some_and(|(at, ..)| *at <= now)
+            && let Some((_, provider, id)) = self.put_off.pop_first()
+        {
+            self.demand_again(&provider, id);
+        }
         while let Some((provider, action)) = self.schedule.poll_action(now) {
             match action {
                 Action::Load {
@@ -279,9 +292,22 @@ impl Driver {
                 Ended::Refreshed(token) if token.generation <= waiter.seen => {
                     self.demand(provider, id, waiter);
                 }
+                Ended::NotBefore(at) if waiter.patience > *at && !waiter.answer.is_closed() => {
+                    self.put_off.insert((*at, provider.to_owned(), id));
+                    self.waiters.entry(id).or_default().push(waiter);
+                }
                 _ => {
                     let _ = waiter.answer.send(ended.clone());
                 }
+            }
+        }
+    }
+
+    /// Demands what was put off, if somebody still waits for it.
+    fn demand_again(&mut self, provider: &str, id: GrantId) {
+        for waiter in self.waiters.remove(&id).unwrap_or_default() {
+            if !waiter.answer.is_closed() {
+                self.demand(provider, id, waiter);
             }
         }
     }

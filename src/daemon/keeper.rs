@@ -318,7 +318,8 @@ impl Daemon {
         // A cool-down that outlasts the caller's patience is known to end in nothing.
         let hopeless = cool_down.is_some_and(|until| until.since(now) > request.wait);
         if !hopeless {
-            let ended = tokio::time::timeout(request.wait, self.0.demand(grant)).await;
+            let demand = self.0.demand(grant, now + request.wait);
+            let ended = tokio::time::timeout(request.wait, demand).await;
             if let Ok(Some(Ended::Refreshed(token))) = ended {
                 return Ok(Token {
                     now: self.0.clock.now(),

@@ -137,7 +137,6 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
         deleting: Mutex::default(),
         revocations: Default::default(),
         draining: AtomicBool::new(false),
-        store_failing: AtomicBool::new(false),
         config_files: Mutex::default(),
         reload_error: Mutex::default(),
         store,

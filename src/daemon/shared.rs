@@ -36,7 +36,6 @@ pub(super) struct Shared {
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
     pub(super) revocations: Notify,
     pub(super) draining: AtomicBool,
-    pub(super) store_failing: AtomicBool,
     pub(super) started_at: UnixTime,
     pub(super) config_files: Mutex<Vec<String>>,
     pub(super) reload_error: Mutex<Option<String>>,
@@ -49,6 +48,8 @@ pub(super) enum Ended {
     Refreshed(Arc<Token>),
     /// Without one; what the grant is now says why.
     NoToken,
+    /// Without a request: floor, backoff or replay allow none before this.
+    NotBefore(UnixTime),
 }
 
 impl Shared {
@@ -97,13 +98,17 @@ impl Shared {
     }
 
     /// Asks for a newer token set than `grant` has and returns how that ends; `None` if the daemon ends first.
-    pub(super) async fn demand(&self, grant: &Grant) -> Option<Ended> {
+    ///
+    /// The caller waits until `patience`; where it is known that nothing can begin before then, the answer
+    /// comes at once.
+    pub(super) async fn demand(&self, grant: &Grant, patience: UnixTime) -> Option<Ended> {
         let (answer, ended) = oneshot::channel();
         let event = Event::Demand {
             provider: grant.key.provider.clone(),
             id: grant.id,
             waiter: Waiter {
                 seen: grant.generation,
+                patience,
                 answer,
             },
         };
@@ -114,24 +119,6 @@ impl Shared {
     /// Returns why no attempt may be made at a provider, if so.
     pub(super) fn halt(&self, provider: &str) -> Option<Halt> {
         self.providers.halt(provider)
-    }
-
-    /// Tells of a store that has begun to refuse work: once, not once per grant.
-    pub(super) fn store_trouble(&self, error: &StoreError) {
-        if !self.store_failing.swap(true, Ordering::Relaxed) {
-            tracing::error!(
-                %error,
-                hint = "no refresh begins until it can be written again; check space, mount and disk of state-dir",
-                "store-unavailable"
-            );
-        }
-    }
-
-    /// Tells that the store takes writes again.
-    pub(super) fn store_fine(&self) {
-        if self.store_failing.swap(false, Ordering::Relaxed) {
-            tracing::info!("store-recovered");
-        }
     }
 
     /// Whether the daemon takes no new attempts.

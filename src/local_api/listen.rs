@@ -126,13 +126,9 @@ pub fn from_systemd() -> Vec<(PathBuf, UnixListener)> {
         match passed.take_unix_listener(index).and_then(with_path) {
             Ok(Some(found)) => adopted.push(found),
             Ok(None) => {
-                tracing::warn!(
-                    event = "socket-not-adopted",
-                    index,
-                    reason = "it has no path"
-                );
+                tracing::warn!(index, reason = "it has no path", "socket-not-adopted");
             }
-            Err(error) => tracing::warn!(event = "socket-not-adopted", index, reason = %error),
+            Err(error) => tracing::warn!(index, reason = %error, "socket-not-adopted"),
         }
     }
     adopted

@@ -86,7 +86,7 @@ pub async fn serve_with<K: Keeper>(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(event = "accept-failed", socket = %server.kind, %error);
+                tracing::warn!(socket = %server.kind, %error, "accept-failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -94,7 +94,7 @@ pub async fn serve_with<K: Keeper>(
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             if !was_full {
                 let limit = server.limits.connections;
-                tracing::warn!(event = "connections-full", socket = %server.kind, limit);
+                tracing::warn!(socket = %server.kind, limit, "connections-full");
             }
             was_full = true;
             turn_away(&stream, server.limits.connections);
@@ -193,7 +193,7 @@ impl<K: Keeper> Server<K> {
         let watched = graceful.watch(connection);
         async move {
             if let Err(error) = watched.await {
-                tracing::debug!(event = "connection-ended", %error);
+                tracing::debug!(%error, "connection-ended");
             }
         }
     }
@@ -211,12 +211,12 @@ impl<K: Keeper> Server<K> {
             return;
         }
         tracing::warn!(
-            event = "peer-refused",
             socket = %self.kind,
             peer = peer.map(tracing::field::display),
             pid = peer.and_then(|peer| peer.pid),
             reason = %denied,
             rule = peer.and_then(|peer| denied.remedy(peer)),
+            "peer-refused"
         );
     }
 }

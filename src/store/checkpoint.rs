@@ -40,7 +40,7 @@ pub(super) fn start(conn: Connection, wished: Receiver<u64>) -> std::io::Result<
                 };
                 if let Err(error) = done {
                     // The log keeps everything; the next commit wishes again.
-                    tracing::warn!(event = "checkpoint-failed", %error);
+                    tracing::warn!(%error, "checkpoint-failed");
                 }
             }
         })

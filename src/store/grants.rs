@@ -233,10 +233,10 @@ fn quarantine(session: &Session<'_>, id: GrantId, at: UnixTime) -> Result<Option
         return Ok(Some(grant));
     }
     tracing::error!(
-        event = "quarantined",
         grant = id.0,
         provider = grant.key.provider,
         broken = broken.join(","),
+        "quarantined"
     );
     put_standing(session, id, quarantined, None, at)
 }

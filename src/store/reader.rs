@@ -57,7 +57,7 @@ impl Readers {
         let job: Job = Box::new(move |session| {
             let read = in_transaction(session, work);
             if let Err(trouble) = &read {
-                tracing::error!(event = "store-unreadable", reason = trouble.text());
+                tracing::error!(reason = trouble.text(), "store-unreadable");
             }
             let _ = caller.send(read.map_err(|trouble| trouble.store_error()));
         });

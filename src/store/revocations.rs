@@ -208,7 +208,7 @@ fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
 
 fn set_aside(session: &Session<'_>, broken: &[i64]) -> Result<(), Trouble> {
     for id in broken {
-        tracing::error!(event = "quarantined", revocation = id);
+        tracing::error!(revocation = id, "quarantined");
         session.write("UPDATE revocations SET next_at = NULL WHERE id = ?1", [id])?;
     }
     Ok(())

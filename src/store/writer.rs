@@ -146,7 +146,7 @@ impl Writer {
                     // The checkpoint thread ends when nobody can wish any more; then the log can be emptied.
                     let _ = checkpoint.join();
                     if let Err(error) = schema::checkpoint_all(&conn) {
-                        tracing::warn!(event = "checkpoint-failed", %error);
+                        tracing::warn!(%error, "checkpoint-failed");
                     }
                     drop(conn);
                     drop(closing);
@@ -230,7 +230,7 @@ struct Work<'a> {
 impl Work<'_> {
     fn run(mut self, wishes: SyncSender<u64>) -> Connection {
         if let Err(error) = checkpoint::wish_when_long(&mut self.conn, wishes) {
-            tracing::error!(event = "checkpoint-failed", %error);
+            tracing::error!(%error, "checkpoint-failed");
         }
         let mut company = false;
         let mut suspect = false;
@@ -308,13 +308,13 @@ impl Work<'_> {
         match written {
             Ok(()) => {
                 if failing.take().is_some() {
-                    tracing::info!(event = "store-writable");
+                    tracing::info!("store-writable");
                 }
             }
             Err(trouble) => {
                 let text = trouble.text();
                 if failing.is_none() {
-                    tracing::error!(event = "store-unwritable", reason = text);
+                    tracing::error!(reason = text, "store-unwritable");
                 }
                 *failing = Some(text);
             }
@@ -334,7 +334,7 @@ fn run_entry(session: &Session<'_>, entry: &mut dyn Entry) -> Result<(), Trouble
             return Err(trouble);
         }
         if !matches!(trouble, Trouble::NoRoom) {
-            tracing::error!(event = "store-verb-failed", reason = trouble.text());
+            tracing::error!(reason = trouble.text(), "store-verb-failed");
         }
         session
             .conn

@@ -110,7 +110,10 @@ impl Attempt {
             Step::Refresh => match refresh_token {
                 Some(refresh_token) => self.refresh(grant, refresh_token).await,
                 // It did not open: the store has told of it and put the grant aside.
-                None => Ok(self.wrote(None)),
+                None => {
+                    self.shared.cache.forget(&grant.key);
+                    Ok((None, Ended::NoToken))
+                }
             },
             // What the schedule says is not changed by a caller who came too early.
             Step::Wait(at) if self.wanted.cause == Cause::Demand => {

@@ -439,3 +439,7 @@ impl Schedule {
             .min()
     }
 }
+
+#[cfg(test)]
+#[path = "horizon_tests.rs"]
+mod tests;

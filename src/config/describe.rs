@@ -46,6 +46,9 @@ pub struct Description {
     pub providers: Vec<ProviderDescription>,
     /// By name.
     pub apps: Vec<AppDescription>,
+    /// Systemd credentials that were not read, because only the service can.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread_credentials: Vec<String>,
 }
 
 /// One provider.
@@ -74,6 +77,20 @@ pub struct ProviderDescription {
     pub margin: String,
     /// Such as `3d`.
     pub inactive_after: String,
+    /// Such as `1s`.
+    pub floor: String,
+    /// Refreshes in a row that nobody read, before a grant rests.
+    pub max_unused_refreshes: u32,
+    /// Where the server does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_token_lifetime: Option<String>,
+    /// After this long unused, a refresh token is forgotten.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refresh_token_idle_lifetime: Option<String>,
+    /// Whether paused grants are refreshed before that.
+    pub keep_alive: bool,
+    /// What means `invalid_grant` here.
+    pub dead_grant_codes: Vec<String>,
     /// Requests at once.
     pub max_in_flight: usize,
     /// Requests per second; absent where there is no limit of ours.
@@ -140,6 +157,7 @@ pub fn describe(config: &Config) -> Description {
             .map(|(name, it)| provider(name, it))
             .collect(),
         apps: config.apps.iter().map(|(name, it)| app(name, it)).collect(),
+        unread_credentials: Vec::new(),
     }
 }
 
@@ -167,6 +185,12 @@ fn provider(name: &str, provider: &Provider) -> ProviderDescription {
         },
         margin: show_duration(policy.margin),
         inactive_after: show_duration(policy.inactive_after),
+        floor: show_duration(policy.floor),
+        max_unused_refreshes: policy.max_unused_refreshes,
+        access_token_lifetime: policy.default_lifetime.map(show_duration),
+        refresh_token_idle_lifetime: policy.refresh_token_idle_lifetime.map(show_duration),
+        keep_alive: policy.keep_alive,
+        dead_grant_codes: registration.dead_grant_codes.clone(),
         max_in_flight: pace.max_in_flight,
         rate_per_second: pace.rate,
         connect_timeout: show_duration(registration.connect_timeout),
@@ -232,7 +256,15 @@ impl fmt::Display for Description {
         self.providers
             .iter()
             .try_for_each(|provider| write!(f, "\n{provider}"))?;
-        self.apps.iter().try_for_each(|app| write!(f, "\n{app}"))
+        self.apps.iter().try_for_each(|app| write!(f, "\n{app}"))?;
+        if !self.unread_credentials.is_empty() {
+            let names = self.unread_credentials.join(", ");
+            writeln!(
+                f,
+                "\nnot read, because only the service can: systemd credentials {names}"
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -257,11 +289,30 @@ impl fmt::Display for ProviderDescription {
             .map(|grace| format!(" {grace}"))
             .unwrap_or_default();
         writeln!(f, "  rotation    {}{grace}", self.rotation)?;
+        writeln!(f, "  margin      {}, floor {}", self.margin, self.floor)?;
+        let unused = self.max_unused_refreshes;
         writeln!(
             f,
-            "  margin      {}, inactive after {}",
-            self.margin, self.inactive_after
+            "  rests       after {} or {unused} unused refreshes",
+            self.inactive_after
         )?;
+        if let Some(idle) = &self.refresh_token_idle_lifetime {
+            let keeps = if self.keep_alive {
+                "kept alive"
+            } else {
+                "not kept alive"
+            };
+            writeln!(f, "  idle        refresh tokens end after {idle}, {keeps}")?;
+        }
+        if let Some(lifetime) = &self.access_token_lifetime {
+            writeln!(
+                f,
+                "  lifetime    {lifetime} where the server does not say it"
+            )?;
+        }
+        if !self.dead_grant_codes.is_empty() {
+            writeln!(f, "  dead grant  {}", self.dead_grant_codes.join(", "))?;
+        }
         let rate = match self.rate_per_second {
             Some(rate) => format!("{rate} requests per second"),
             None => "no rate limit".into(),

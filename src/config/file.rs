@@ -60,8 +60,13 @@ impl Files {
     }
 
     fn add_conf_d(&mut self, dir: &Path) {
-        let entries = match std::fs::read_dir(dir) {
-            Ok(entries) => entries,
+        let listed = std::fs::read_dir(dir).and_then(|entries| {
+            entries
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let mut found = match listed {
+            Ok(found) => found,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
             Err(error) => {
                 return self.errors.push(ConfigError {
@@ -72,17 +77,10 @@ impl Files {
                 });
             }
         };
-        let mut found: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| {
-                path.extension()
-                    .is_some_and(|extension| extension == "toml")
-            })
-            .filter(|path| {
-                path.file_name()
-                    .is_none_or(|name| name.as_encoded_bytes()[0] != b'.')
-            })
-            .collect();
+        found.retain(|path| {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            name.ends_with(b".toml") && !name.starts_with(b".")
+        });
         found.sort();
         self.files.extend(found);
     }

@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 use url::Url;
 
 use super::file::{Files, show};
+use super::provider::Credentials;
 use super::shape::{DaemonShape, MaintenanceShape, OutboundShape, RefreshShape};
 use super::value::{self, Rule};
-use super::{AppPeer, Config, ConfigError, Daemon, Defaults, LogUsers, Maintenance, Outbound};
+use super::{
+    App, AppPeer, Config, ConfigError, Daemon, Defaults, Description, LogUsers, Maintenance,
+    Outbound, describe,
+};
 use super::{app, provider};
 
 /// Requests at once over all providers: well under the 1024 open files that are a common limit.
@@ -24,6 +28,39 @@ const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 /// # Errors
 /// All that is wrong, as far as it can be found in one go, ordered by file and line. Nothing is used then.
 pub fn load(file: &Path, defaults: &Defaults) -> Result<Config, Vec<ConfigError>> {
+    let credentials = match &defaults.credentials_dir {
+        Some(dir) => Credentials::In(dir.clone()),
+        None => Credentials::Nowhere,
+    };
+    read(file, defaults, &mut { credentials })
+}
+
+/// Does what [`load`] does, but for an admin's shell, where systemd has put no credentials: these are taken to
+/// be there, and listed. Says what was understood.
+///
+/// # Errors
+/// As [`load`].
+pub fn check(file: &Path, defaults: &Defaults) -> Result<Description, Vec<ConfigError>> {
+    let mut credentials = match &defaults.credentials_dir {
+        Some(dir) => Credentials::In(dir.clone()),
+        None => Credentials::Elsewhere(Vec::new()),
+    };
+    let config = read(file, defaults, &mut credentials)?;
+    let unread_credentials = match credentials {
+        Credentials::Elsewhere(names) => names,
+        _ => Vec::new(),
+    };
+    Ok(Description {
+        unread_credentials,
+        ..describe(&config)
+    })
+}
+
+fn read(
+    file: &Path,
+    defaults: &Defaults,
+    credentials: &mut Credentials,
+) -> Result<Config, Vec<ConfigError>> {
     let mut files = Files::read(file);
     let daemon = daemon(&mut files, &defaults.daemon);
     let refresh: RefreshShape = files.section("refresh");
@@ -41,7 +78,6 @@ pub fn load(file: &Path, defaults: &Defaults) -> Result<Config, Vec<ConfigError>
     let mut providers = BTreeMap::new();
     let provider_names = files.names("provider");
     for name in &provider_names {
-        let credentials = defaults.credentials_dir.as_deref();
         if let Some(provider) = provider::provider(&mut files, name, &base, credentials) {
             providers.insert(name.clone(), provider);
         }
@@ -52,7 +88,8 @@ pub fn load(file: &Path, defaults: &Defaults) -> Result<Config, Vec<ConfigError>
             apps.insert(name, app);
         }
     }
-    check_peers(&mut files, &daemon, &apps);
+    check_sockets(&mut files, &daemon, &apps);
+    check_ids(&mut files, &apps);
 
     let files = files.finish()?;
     Ok(Config {
@@ -167,10 +204,14 @@ fn proxy(text: &str) -> Result<Url, Rule> {
 /// Reads an absolute path.
 pub(super) fn path(files: &mut Files, key: &str, text: Option<String>) -> Option<PathBuf> {
     files.parse(key, &text?, |text| {
-        if Path::new(text).is_absolute() && !text.contains('\0') {
-            Ok(PathBuf::from(text))
+        let path = Path::new(text);
+        let up = path
+            .components()
+            .any(|part| part == std::path::Component::ParentDir);
+        if path.is_absolute() && !up && !text.contains('\0') {
+            Ok(path.to_owned())
         } else {
-            Err("must be an absolute path".into())
+            Err("must be an absolute path without \"..\"".into())
         }
     })
 }
@@ -197,40 +238,50 @@ pub(super) fn count(
     }
 }
 
-/// Checks that no two apps are the same peer and no two sockets the same path: who is who must not be in doubt (I7).
-fn check_peers(files: &mut Files, daemon: &Daemon, apps: &BTreeMap<String, super::App>) {
-    let mut peers: BTreeMap<(&str, u32), &str> = BTreeMap::new();
-    let mut sockets: BTreeMap<PathBuf, String> =
-        BTreeMap::from([(daemon.socket.clone(), "daemon.socket".to_owned())]);
-    let admin = "daemon.admin-socket".to_owned();
-    let at_paths = std::iter::once((admin, &daemon.admin_socket)).chain(apps.iter().filter_map(
-        |(name, app)| match &app.peer {
-            AppPeer::Socket(path) => Some((format!("app.{name}.socket"), path)),
-            _ => None,
-        },
-    ));
-    for (key, path) in at_paths {
-        if let Some(other) = sockets.insert(path.clone(), key.clone()) {
-            let path = show(&path.to_string_lossy());
+/// Checks that each socket is alone in its directory, because a container mounts the directory: whoever gets one
+/// socket must not get another with it (I7).
+fn check_sockets(files: &mut Files, daemon: &Daemon, apps: &BTreeMap<String, App>) {
+    // The longest path that fits a sockaddr_un with the byte that ends it (unix(7)).
+    const LONGEST: usize = 107;
+    let own = apps.iter().filter_map(|(name, app)| match &app.peer {
+        AppPeer::Socket(path) => Some((format!("app.{name}.socket"), path)),
+        _ => None,
+    });
+    let daemons = [
+        ("daemon.socket".to_owned(), &daemon.socket),
+        ("daemon.admin-socket".to_owned(), &daemon.admin_socket),
+    ];
+    let mut directories: BTreeMap<&Path, String> = BTreeMap::new();
+    for (key, path) in daemons.into_iter().chain(own) {
+        let shown = show(&path.to_string_lossy());
+        if path.as_os_str().len() > LONGEST {
             files.fail(
                 &key,
-                format!("is {path} but {other} is there; each socket needs its own path"),
+                format!("is {shown} but must be at most {LONGEST} bytes long (unix(7))"),
             );
         }
+        let directory = path.parent().unwrap_or(path);
+        if let Some(other) = directories.insert(directory, key.clone()) {
+            let rule = "must be in a directory of its own, because containers mount directories";
+            files.fail(&key, format!("is {shown} but {rule}; {other} is there"));
+        }
     }
+}
+
+/// Checks that no two apps are the same peer: who is who must not be in doubt (I7).
+fn check_ids(files: &mut Files, apps: &BTreeMap<String, App>) {
+    let mut peers: BTreeMap<(&str, u32), &str> = BTreeMap::new();
     for (name, app) in apps {
-        let peer = match app.peer {
+        let (kind, id) = match app.peer {
             AppPeer::Uid(uid) => ("uid", uid),
             AppPeer::Gid(gid) => ("gid", gid),
             AppPeer::Socket(_) => continue,
         };
-        if let Some(other) = peers.insert(peer, name) {
-            let (kind, id) = peer;
+        if let Some(other) = peers.insert((kind, id), name) {
+            let rule = format!("app.{other} has it too; give one of them socket = true");
             files.fail(
                 &format!("app.{name}"),
-                format!(
-                    "has {kind} {id} but app.{other} has it too; give one of them socket = true"
-                ),
+                format!("has {kind} {id} but {rule}"),
             );
         }
     }

@@ -22,10 +22,10 @@ use url::Url;
 use crate::profile::Provider;
 
 pub use describe::{Description, describe};
-pub use load::load;
+pub use load::{check, load};
 pub use value::positive_duration;
 
-/// A whole configuration that cannot hold nonsense. Made once by [`load`]; there is no later check.
+/// A whole configuration that cannot hold nonsense. Made once by [`load()`]; there is no later check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The files it was read from, in order.

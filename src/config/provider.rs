@@ -34,6 +34,18 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// No client secret is longer; a bigger file is a mistake.
 const SECRET_BYTES: u64 = 64 << 10;
 
+/// Where systemd's credentials are.
+#[derive(Debug)]
+pub enum Credentials {
+    /// In `$CREDENTIALS_DIRECTORY`.
+    In(PathBuf),
+    /// There are none: whoever needs one is in error.
+    Nowhere,
+    /// The service has them, we only check its configuration: the names that were asked for are noted. The
+    /// secrets are left empty, so what is read so must not be run.
+    Elsewhere(Vec<String>),
+}
+
 /// `[refresh]`: what providers have unless they say otherwise.
 #[derive(Debug)]
 pub struct Base {
@@ -68,7 +80,7 @@ pub fn provider(
     files: &mut Files,
     name: &str,
     base: &Base,
-    credentials_dir: Option<&Path>,
+    credentials: &mut Credentials,
 ) -> Option<Provider> {
     let section = format!("provider.{name}");
     let named = files.parse(&section, name, value::name);
@@ -87,7 +99,7 @@ pub fn provider(
     }
     let pace = pace(files, &section, &shape);
     let policy = policy(files, &section, &mut shape, rotation, base);
-    let registration = registration(files, name, shape, rotation, credentials_dir);
+    let registration = registration(files, name, shape, rotation, credentials);
     named.and(profiled)?;
     Some(Provider {
         profile,
@@ -222,7 +234,7 @@ fn registration(
     name: &str,
     shape: ProviderShape,
     rotation: Rotation,
-    credentials_dir: Option<&Path>,
+    credentials: &mut Credentials,
 ) -> Option<Registration> {
     let section = format!("provider.{name}");
     let key = |key: &str| format!("{section}.{key}");
@@ -268,7 +280,7 @@ fn registration(
         &secret_key,
         shape.client_secret,
         client_auth?,
-        credentials_dir,
+        credentials,
     )?;
     Some(Registration {
         provider: name.to_owned(),
@@ -365,7 +377,7 @@ fn client_secret(
     key: &str,
     shape: Option<SecretShape>,
     auth: ClientAuth,
-    credentials_dir: Option<&Path>,
+    credentials: &mut Credentials,
 ) -> Option<Option<ClientSecret>> {
     let shape = match (shape, auth) {
         (None, ClientAuth::None) => return Some(None),
@@ -384,7 +396,10 @@ fn client_secret(
         (Some(shape), _) => shape,
     };
     let path = match (shape.credential, shape.file) {
-        (Some(credential), None) => credential_path(files, key, &credential, credentials_dir)?,
+        (Some(name), None) => match credential(files, key, name, credentials)? {
+            Some(path) => path,
+            None => return Some(Some(ClientSecret::new(""))),
+        },
         (None, Some(file)) => path(files, &format!("{key}.file"), Some(file))?,
         _ => {
             files.fail(key, "must have one of credential and file".into());
@@ -401,31 +416,35 @@ fn client_secret(
     }
 }
 
-fn credential_path(
+/// Returns the credential's path, or `Some(None)` where it is taken to be there unread.
+fn credential(
     files: &mut Files,
     key: &str,
-    name: &str,
-    dir: Option<&Path>,
-) -> Option<PathBuf> {
-    let name = files.parse(&format!("{key}.credential"), name, |name| {
-        // systemd's own rule, so that a name stays within the directory.
-        if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
-            Err("must be the name of a systemd credential, without /".into())
-        } else {
-            Ok(name.to_owned())
-        }
-    })?;
-    if dir.is_none() {
+    name: String,
+    credentials: &mut Credentials,
+) -> Option<Option<PathBuf>> {
+    // systemd's own rule, so that a name stays within the directory.
+    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+        let rule = "must be the name of a systemd credential, without /";
         files.fail(
-            key,
-            format!(
-                "is the credential {} but $CREDENTIALS_DIRECTORY is not set; \
-                 run under systemd with LoadCredential=, or use {{ file = \"/PATH\" }}",
-                show(&name)
-            ),
+            &format!("{key}.credential"),
+            format!("is {} but {rule}", show(&name)),
         );
+        return None;
     }
-    Some(dir?.join(name))
+    match credentials {
+        Credentials::In(dir) => Some(Some(dir.join(name))),
+        Credentials::Elsewhere(names) => {
+            names.push(name);
+            Some(None)
+        }
+        Credentials::Nowhere => {
+            let rule = "$CREDENTIALS_DIRECTORY is not set; run under systemd with LoadCredential=, \
+                or use { file = \"/PATH\" }";
+            files.fail(key, format!("is the credential {} but {rule}", show(&name)));
+            None
+        }
+    }
 }
 
 /// Reads a secret file: UTF-8, one newline at the end cut off, closed to other users.

@@ -36,8 +36,10 @@ impl Fixture {
     }
 
     fn defaults(&self) -> Defaults {
-        let credentials = self.path("credentials").display().to_string();
-        Defaults::system(&|name| (name == "CREDENTIALS_DIRECTORY").then(|| credentials.clone()))
+        Defaults {
+            credentials_dir: Some(self.path("credentials")),
+            ..Defaults::system(&|_| None)
+        }
     }
 
     /// Loads `text`, in which `DIR` stands for the directory.
@@ -233,14 +235,14 @@ fn each_wrong_value_is_refused_with_file_line_key_value_and_rule() {
         ("[deamon]".into(), "DIR/freshd.toml:1: deamon is not a section; did you mean daemon?"),
         ("daemon = 1".into(), "DIR/freshd.toml:1: daemon must be a section"),
         ("[provider]\na = 1".into(), "DIR/freshd.toml:2: provider.a must be a section"),
-        ("[daemon]\nstate-dir = \"state\"".into(), "DIR/freshd.toml:2: daemon.state-dir is \"state\" but must be an absolute path"),
+        ("[daemon]\nstate-dir = \"state\"".into(), "DIR/freshd.toml:2: daemon.state-dir is \"state\" but must be an absolute path without \"..\""),
         ("[daemon]\ncache = \"16\"".into(), "DIR/freshd.toml:2: daemon.cache is \"16\" but must be \"off\" or a whole number above 0 with KiB, MiB or GiB, such as \"16MiB\""),
         ("[daemon]\nlog-users = \"none\"".into(), "DIR/freshd.toml:2: daemon.log-users is \"none\" but must be \"plain\" or \"hash\""),
         ("[daemon]\nlog-level = \"loud\"".into(), "DIR/freshd.toml:2: daemon.log-level is \"loud\" but must be one of error, warn, info, debug, trace"),
-        ("[daemon]\nsocket = \"/run/freshd/admin/freshd.sock\"".into(), "DIR/freshd.toml:1: daemon.admin-socket is \"/run/freshd/admin/freshd.sock\" but daemon.socket is there; each socket needs its own path"),
+        ("[daemon]\nsocket = \"/run/freshd/admin/freshd.sock\"".into(), "DIR/freshd.toml:1: daemon.admin-socket is \"/run/freshd/admin/freshd.sock\" but must be in a directory of its own, because containers mount directories; daemon.socket is there"),
         ("[maintenance]\npurge = \"nightly\"".into(), "DIR/freshd.toml:2: maintenance.purge is \"nightly\" but must be \"off\" or a cron expression of six fields, seconds first, such as \"0 30 3 * * *\""),
         ("[outbound]\nproxy = \"http://me:canary-5ecret@proxy:3128\"".into(), "DIR/freshd.toml:2: outbound.proxy must be an http or https URL of a host and a port, without user name, password, path or query"),
-        ("[outbound]\nca-bundle = \"ca.pem\"".into(), "DIR/freshd.toml:2: outbound.ca-bundle is \"ca.pem\" but must be an absolute path"),
+        ("[outbound]\nca-bundle = \"ca.pem\"".into(), "DIR/freshd.toml:2: outbound.ca-bundle is \"ca.pem\" but must be an absolute path without \"..\""),
         (provider("rate = \"50\""), "DIR/freshd.toml:5: provider.a.rate is \"50\" but must be a whole number above 0 with /s, /m, /h or /d, such as \"50/s\" or \"100/m\""),
         (provider("rotation = \"sometimes\""), "DIR/freshd.toml:5: provider.a.rotation is \"sometimes\" but must be one of none, overlap, grace, strict, periodic, unknown"),
         (provider("rotation = \"grace\""), "DIR/freshd.toml:1: provider.a.grace is missing but rotation is \"grace\"; say how long an old refresh token still works, such as grace = \"30s\""),
@@ -268,8 +270,10 @@ fn each_wrong_value_is_refused_with_file_line_key_value_and_rule() {
         (app("unix-user = \"nobody\""), "DIR/freshd.toml:4: app.crm.unix-user is 65534, which is what the kernel says of anybody it cannot name; run the app as a user of its own, or give it socket = true"),
         (app("unix-uid = \"crm\""), "DIR/freshd.toml:4: app.crm.unix-uid is \"crm\" but must be a whole number"),
         (app("socket = false"), "DIR/freshd.toml:4: app.crm.socket is false but must be true or an absolute path"),
-        (app("socket = \"crm.sock\""), "DIR/freshd.toml:4: app.crm.socket is \"crm.sock\" but must be an absolute path"),
-        (app("socket = \"/run/freshd/shared/freshd.sock\""), "DIR/freshd.toml:4: app.crm.socket is \"/run/freshd/shared/freshd.sock\" but daemon.socket is there; each socket needs its own path"),
+        (app("socket = \"crm.sock\""), "DIR/freshd.toml:4: app.crm.socket is \"crm.sock\" but must be an absolute path without \"..\""),
+        (app("socket = \"/run/freshd/shared/freshd.sock\""), "DIR/freshd.toml:4: app.crm.socket is \"/run/freshd/shared/freshd.sock\" but must be in a directory of its own, because containers mount directories; daemon.socket is there"),
+        (app("socket = \"/run/freshd/admin/crm.sock\""), "DIR/freshd.toml:4: app.crm.socket is \"/run/freshd/admin/crm.sock\" but must be in a directory of its own, because containers mount directories; daemon.admin-socket is there"),
+        (app("socket = \"/run/../run/freshd/admin/crm.sock\""), "DIR/freshd.toml:4: app.crm.socket is \"/run/../run/freshd/admin/crm.sock\" but must be an absolute path without \"..\""),
         (app("unix-uid = 1\nnamespace = \"A\""), "DIR/freshd.toml:5: app.crm.namespace is \"A\" but must be 1 to 64 of a-z, 0-9, \".\", \"_\" and \"-\", and begin with a letter or digit"),
         (format!("{}\n{}", app("unix-uid = 1"), "[app.web]\nunix-uid = 1\nproviders = [\"*\"]\nmay = [\"read\"]"), "DIR/freshd.toml:5: app.web has uid 1 but app.crm has it too; give one of them socket = true"),
         ("[app.crm]\nunix-uid = 1\nproviders = [\"*\"]".into(), "DIR/freshd.toml:1: app.crm.may is missing or empty but must be a list of read, import, revoke and authorize"),
@@ -334,13 +338,83 @@ fn a_client_secret_is_read_from_a_closed_file_only() {
     );
     let text = fixture.fill(&secret("{ credential = \"hubspot\" }"));
     fixture.write("freshd.toml", &text, 0o644);
-    let errors = load(&fixture.path("freshd.toml"), &Defaults::system(&|_| None)).unwrap_err();
+    let errors = load(
+        &fixture.path("freshd.toml"),
+        &Defaults {
+            credentials_dir: None,
+            ..Defaults::system(&|_| None)
+        },
+    )
+    .unwrap_err();
     assert!(
         errors[0]
             .message
             .contains("$CREDENTIALS_DIRECTORY is not set"),
         "{errors:?}"
     );
+}
+
+#[test]
+fn a_path_longer_than_a_socket_address_is_refused() {
+    let fixture = Fixture::new();
+    let path = |length: usize| format!("/{}/s", "a".repeat(length - 3));
+    let text = |length| app(&format!("socket = {:?}", path(length)));
+    assert!(fixture.load(&text(107)).is_ok());
+    let errors = fixture.errors(&text(108));
+    assert!(
+        errors[0].ends_with("must be at most 107 bytes long (unix(7))"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn a_check_outside_the_service_names_the_credentials_it_could_not_read() {
+    let fixture = Fixture::new();
+    fixture.write(
+        "freshd.toml",
+        include_str!("../../config/freshd.toml"),
+        0o644,
+    );
+    let file = fixture.path("freshd.toml");
+    let outside = Defaults {
+        credentials_dir: None,
+        ..Defaults::system(&|_| None)
+    };
+    let description = check(&file, &outside).unwrap();
+    assert_eq!(description.unread_credentials, ["example", "hubspot"]);
+    assert!(
+        description
+            .to_string()
+            .ends_with("systemd credentials example, hubspot\n")
+    );
+    assert_eq!(load(&file, &outside).unwrap_err().len(), 2);
+    let inside = check(&file, &fixture.defaults()).unwrap();
+    assert_eq!(inside.unread_credentials, Vec::<String>::new());
+    assert_eq!(
+        inside,
+        describe(
+            &fixture
+                .load(include_str!("../../config/freshd.toml"))
+                .unwrap()
+        )
+    );
+}
+
+proptest::proptest! {
+    /// Whatever is broken in it: an error or a configuration, and no panic.
+    #[test]
+    fn a_damaged_example_never_panics(at in 0usize..4500, cut in 0usize..60, put in ".{0,12}") {
+        let example = uncommented(include_str!("../../config/freshd.toml"));
+        let mut bytes = example.into_bytes();
+        let start = at.min(bytes.len());
+        let end = (start + cut).min(bytes.len());
+        bytes.splice(start..end, put.into_bytes());
+        let fixture = Fixture::new();
+        std::fs::write(fixture.path("freshd.toml"), bytes).unwrap();
+        for error in load(&fixture.path("freshd.toml"), &fixture.defaults()).err().unwrap_or_default() {
+            proptest::prop_assert!(!error.key.is_empty() && !error.message.contains(CANARY));
+        }
+    }
 }
 
 #[test]
@@ -496,7 +570,7 @@ fn the_description_says_what_was_understood() {
         "state         /var/lib/freshd\n",
         "provider a\n  tokens      https://a.example/token\n  revocation  no endpoint\n",
         "  client      id, authentication basic\n  rotation    unknown\n",
-        "  margin      5m, inactive after 3d\n",
+        "  margin      5m, floor 1s\n  rests       after 3d or 100 unused refreshes\n",
         "  scopes      a b\n",
         "app crm\n  peer        uid 33\n  namespace   default\n  providers   *\n  may         read\n",
     ] {
@@ -545,7 +619,7 @@ fn without_root_everything_is_in_the_xdg_directories() {
         defaults.daemon.app_socket_dir,
         Path::new("/home/u/.local/state/freshd/run/app")
     );
-    let system = Defaults::system(&env(&[]));
+    let system = Defaults::system(&|_| None);
     assert_eq!(system.file, Path::new("/etc/freshd/freshd.toml"));
     assert_eq!(
         system.daemon.admin_socket,

@@ -58,7 +58,10 @@ pub fn duration(text: &str) -> Result<Duration, Rule> {
     }
 }
 
-/// Like [`duration`], but zero is refused.
+/// Reads a length of time more than zero: `500ms`, `90s`, `1h30m`.
+///
+/// # Errors
+/// The rule that was broken, as the end of a sentence: `must be …`.
 pub fn positive_duration(text: &str) -> Result<Duration, Rule> {
     match duration(text)? {
         Duration::ZERO => Err("must be more than zero".into()),

@@ -24,12 +24,8 @@ pub(super) fn check_config(
     } else {
         Defaults::user(&env)
     };
-    let loaded = config::load(file.unwrap_or(&defaults.file), &defaults);
-    say_checked(
-        loaded.map(|config| config::describe(&config)),
-        look,
-        console,
-    )
+    let checked = config::check(file.unwrap_or(&defaults.file), &defaults);
+    say_checked(checked, look, console)
 }
 
 /// Prints a checked configuration.

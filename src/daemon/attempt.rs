@@ -10,9 +10,8 @@ use std::time::Duration;
 use super::driver::Event;
 use super::providers::Live;
 use super::shared::{Ended, Shared, due, lock, token_of};
-use crate::refresh::grant::{
-    AccessFacts, Cause, Effect, Grant, GrantId, NeedsReason, ProviderEffect, Standing, Step,
-};
+use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
+use crate::refresh::grant::{AccessFacts, Grant, GrantId, NeedsReason, Standing};
 use crate::refresh::horizon::Due;
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::changes::{self, detached, store_problem};
 use super::import;
 use super::providers::Halt;
 use super::shared::{Ended, Shared, lock, token_of};
@@ -14,10 +15,11 @@ use crate::local_api::types::{
     Changed, GrantList, GrantView, ImportAnswer, ImportRequest, Problem, ProviderList, Status,
     UserView,
 };
-use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Read, Standing};
+use crate::refresh::grant::{Grant, GrantId, GrantKey, NeedsReason, PauseReason, Standing};
 use crate::refresh::policy;
+use crate::refresh::reading::Read;
 use crate::refresh::time::UnixTime;
-use crate::store::{Filter, Import, Imported, Readable, StoreError};
+use crate::store::{Filter, Import, Readable, StoreError};
 
 /// The daemon's side of the routes. Cheap to clone.
 #[derive(Clone)]
@@ -30,11 +32,6 @@ const RETRY_SOON: Duration = Duration::from_secs(1);
 const STOPPED_RETRY: Duration = Duration::from_secs(60);
 /// A restart takes about this long.
 const DRAINED_RETRY: Duration = Duration::from_secs(5);
-
-/// What a route is told when the store can't do its part.
-fn store_problem(error: StoreError) -> Problem {
-    problem::store_unavailable(&error.to_string())
-}
 
 impl Keeper for Daemon {
     async fn token(&self, request: TokenRequest) -> Result<Token, Problem> {
@@ -120,7 +117,7 @@ impl Keeper for Daemon {
         };
         let shared = self.0.clone();
         // Detached: a caller who hangs up leaves no half of it.
-        detached(async move { import_into(&shared, import).await }).await
+        detached(async move { changes::import(&shared, import).await }).await
     }
 
     async fn grant(&self, key: GrantKey) -> Result<GrantView, Problem> {
@@ -149,7 +146,7 @@ impl Keeper for Daemon {
     async fn delete(&self, key: GrantKey) -> Result<Changed, Problem> {
         self.find(&key).await?;
         let shared = self.0.clone();
-        detached(async move { delete(&shared, key).await }).await?;
+        detached(async move { changes::delete(&shared, key).await }).await?;
         Ok(Changed { changed: 1 })
     }
 
@@ -178,7 +175,7 @@ impl Keeper for Daemon {
             // Unreadable at once, all of them, before the first one waits for its slot.
             lock(&shared.deleting).extend(grants.iter().map(|grant| grant.key.clone()));
             for grant in grants {
-                delete(&shared, grant.key).await?;
+                changes::delete(&shared, grant.key).await?;
                 changed += 1;
             }
             Ok(Changed { changed })
@@ -353,7 +350,7 @@ impl Daemon {
             Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused) => {}
         }
         if !grant.has_refresh_token {
-            let reason = crate::refresh::grant::NeedsReason::NoRefreshToken;
+            let reason = NeedsReason::NoRefreshToken;
             let since = grant.expires_at().unwrap_or(since);
             let standing = Standing::NeedsAuthorization(reason);
             return problem::needs_authorization(standing.reason(), since);
@@ -440,7 +437,7 @@ impl Daemon {
                     Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
                 )
             };
-            restand(&shared, &key, absent, Standing::Active, "resumed").await
+            changes::restand(&shared, &key, absent, Standing::Active, "resumed").await
         })
         .await?;
         Ok(())
@@ -468,7 +465,7 @@ impl Daemon {
         detached(async move {
             let mut changed = 0;
             for key in keys {
-                changed += u64::from(restand(&shared, &key, from, to, told).await?);
+                changed += u64::from(changes::restand(&shared, &key, from, to, told).await?);
             }
             Ok(Changed { changed })
         })
@@ -515,98 +512,4 @@ impl Daemon {
             .sum();
         Ok(Changed { changed })
     }
-}
-
-/// Runs `work` so that a caller who hangs up does not cancel it.
-async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::spawn(work).await {
-        Ok(done) => done,
-        Err(_) => Err(problem::internal()),
-    }
-}
-
-async fn import_into(shared: &Shared, import: Import) -> Result<ImportAnswer, Problem> {
-    let key = import.key.clone();
-    let _slot = shared.slots.acquire(&key).await;
-    let imported = shared.store.import(import).await;
-    let (result, grant) = match imported.map_err(store_problem)? {
-        Imported::Created(grant) => ("created", grant),
-        Imported::Replaced(grant) => ("replaced", grant),
-        Imported::Unchanged(grant) => ("unchanged", grant),
-        Imported::Exists(grant) => return Err(problem::grant_exists(&key, grant.generation)),
-    };
-    shared.store_fine();
-    if result != "unchanged" {
-        shared.wrote(&grant);
-        tracing::info!(
-            user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
-            namespace = %key.namespace, generation = grant.generation, held = grant.standing != Standing::Active,
-            result, "imported"
-        );
-    }
-    Ok(ImportAnswer {
-        result: result.to_owned(),
-        grant: view::grant(&grant),
-    })
-}
-
-/// Deletes one grant: unreadable at once, gone when its slot is free, revoked when its provider answers.
-async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem> {
-    lock(&shared.deleting).insert(key.clone());
-    shared.cache.forget(&key);
-    let slot = shared.slots.acquire(&key).await;
-    let revoke = shared
-        .providers
-        .find(&key.provider)
-        .is_some_and(|live| live.config.registration.revocation_endpoint.is_some());
-    let deleted = shared.store.delete(&key, shared.clock.now(), revoke).await;
-    drop(slot);
-    lock(&shared.deleting).remove(&key);
-    if let Some(grant) = deleted.map_err(store_problem)? {
-        shared.gone(&grant);
-        tracing::info!(
-            user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
-            namespace = %key.namespace, revoke, "deleted"
-        );
-    }
-    shared.revocations.notify_one();
-    Ok(())
-}
-
-/// Changes a grant's standing if it is one of `from`, under its slot: never across a running attempt.
-async fn restand(
-    shared: &Shared,
-    key: &GrantKey,
-    from: fn(Standing) -> bool,
-    to: Standing,
-    told: &'static str,
-) -> Result<bool, Problem> {
-    let _slot = shared.slots.acquire(key).await;
-    let Some(grant) = shared.store.grant(key).await.map_err(store_problem)? else {
-        return Ok(false);
-    };
-    if !from(grant.standing) {
-        return Ok(false);
-    }
-    let now = shared.clock.now();
-    let live = shared.providers.find(&key.provider);
-    let due_at = match to {
-        Standing::Active => live.and_then(|live| grant.scheduled_at(live.config.policy.margin)),
-        _ => None,
-    };
-    let changed = shared
-        .store
-        .set_standing(grant.id, to, due_at, now)
-        .await
-        .map_err(store_problem)?;
-    if let Some(grant) = changed {
-        shared.wrote(&grant);
-        tracing::info!(
-            user = %shared.names.user(key), provider = %key.provider, account = %key.account,
-            reason = to.reason(), "{told}"
-        );
-    }
-    Ok(true)
 }

@@ -6,6 +6,7 @@
 mod activity;
 mod attempt;
 mod cache;
+mod changes;
 pub mod clock;
 mod driver;
 mod import;
@@ -102,12 +103,17 @@ pub struct Handle {
     background: Vec<JoinHandle<()>>,
 }
 
+/// Sockets that systemd passed, by path.
+pub type Passed = Vec<(PathBuf, std::os::unix::net::UnixListener)>;
+
 /// Starts the daemon. When this returns, the sockets answer and the schedule runs.
+///
+/// A socket in `passed` is used in place of one that would be bound at its path.
 ///
 /// # Errors
 ///
 /// See [`StartError`]. With a wrong or missing key nothing has been changed (I9).
-pub async fn start(config: Config) -> Result<Handle, StartError> {
+pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError> {
     let live = reload::clients(&config)?;
     let store = open_store(&config).await?;
     let clock = Clock::system();
@@ -139,7 +145,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     reload::apply(&shared, &config, live).await?;
     let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));
     let keeper = Arc::new(keeper::Daemon(shared.clone()));
-    let mut sockets = Sockets::new(keeper, rules.clone());
+    let mut sockets = Sockets::new(keeper, rules.clone(), passed);
     sockets.serve(&config)?;
     let give_up_after = Duration::from_secs(u64::from(config.daemon.revocation_days) * 86_400);
     let maintenance = Maintenance::start(&shared, &config.maintenance, give_up_after).await?;

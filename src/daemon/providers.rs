@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use crate::profile::{Provider, Registration};
-use crate::refresh::grant::ProviderEffect;
+use crate::refresh::attempt::ProviderEffect;
 use crate::refresh::time::UnixTime;
 use crate::store::{ProviderState, Store, StoreError};
 use crate::token_endpoint::Client;

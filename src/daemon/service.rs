@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use crate::config::{self, Defaults};
+use crate::local_api::listen;
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -29,6 +30,8 @@ pub fn main(config_file: Option<&Path>) -> ExitCode {
         }
     };
     super::log::init(&config.daemon.log_level);
+    // Before there are threads: it takes its environment variables away.
+    let passed = listen::from_systemd();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -39,7 +42,7 @@ pub fn main(config_file: Option<&Path>) -> ExitCode {
             return ExitCode::from(75);
         }
     };
-    let code = runtime.block_on(serve(file, &defaults, config));
+    let code = runtime.block_on(serve(file, &defaults, config, passed));
     // What is left are requests whose callers have gone.
     runtime.shutdown_background();
     code
@@ -56,7 +59,12 @@ pub fn defaults() -> Defaults {
     }
 }
 
-async fn serve(file: &Path, defaults: &Defaults, config: config::Config) -> ExitCode {
+async fn serve(
+    file: &Path,
+    defaults: &Defaults,
+    config: config::Config,
+    passed: super::Passed,
+) -> ExitCode {
     let mut signals = match Signals::new([SIGHUP, SIGTERM, SIGINT]) {
         Ok(signals) => signals,
         Err(error) => {
@@ -65,7 +73,7 @@ async fn serve(file: &Path, defaults: &Defaults, config: config::Config) -> Exit
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %file.display(), "started");
-    let daemon = match super::start(config).await {
+    let daemon = match super::start(config, passed).await {
         Ok(daemon) => daemon,
         Err(error) => {
             let code = error.exit_code();

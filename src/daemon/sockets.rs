@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::Passed;
 use super::keeper::Daemon;
 use crate::config::{AppPeer, Config};
 use crate::local_api::listen;
@@ -46,12 +47,12 @@ struct Serving {
 }
 
 impl Sockets {
-    pub(super) fn new(keeper: Arc<Daemon>, rules: SharedRules) -> Self {
+    pub(super) fn new(keeper: Arc<Daemon>, rules: SharedRules, passed: Passed) -> Self {
         Sockets {
             keeper,
             rules,
             serving: BTreeMap::new(),
-            passed: listen::from_systemd().into_iter().collect(),
+            passed: passed.into_iter().collect(),
         }
     }
 

@@ -147,7 +147,9 @@ async fn perform(options: Options) -> Result<ExitCode, DemoError> {
         .map_err(DemoError::Write)?;
     let config = load(&directory)?;
     daemon::log::to_file(&directory.log_file(), "debug").map_err(DemoError::Write)?;
-    let handle = daemon::start(config).await.map_err(DemoError::Daemon)?;
+    let handle = daemon::start(config, Vec::new())
+        .await
+        .map_err(DemoError::Daemon)?;
 
     let sockets = Sockets {
         shared: directory.socket(),

@@ -117,22 +117,21 @@ impl Drop for Hidden {
 
 /// Takes over the sockets that systemd passed, each with the path it is bound to.
 ///
-/// The caller matches the paths to its configuration. What is passed but is no listening Unix socket with a
-/// path is logged and closed. Call it once, before anything else opens file descriptors.
+/// The caller matches the paths to its configuration. What is passed but is no Unix stream socket with a path
+/// is logged and left alone. Call it once, before threads start: it takes the variables out of the environment.
 pub fn from_systemd() -> Vec<(PathBuf, UnixListener)> {
-    adopt(&mut listenfd::ListenFd::from_env())
-}
-
-fn adopt(passed: &mut listenfd::ListenFd) -> Vec<(PathBuf, UnixListener)> {
+    let mut passed = listenfd::ListenFd::from_env();
     let mut adopted = Vec::new();
     for index in 0..passed.len() {
         match passed.take_unix_listener(index).and_then(with_path) {
             Ok(Some(found)) => adopted.push(found),
-            Ok(None) => tracing::warn!(
-                event = "socket-not-adopted",
-                index,
-                reason = "it has no path"
-            ),
+            Ok(None) => {
+                tracing::warn!(
+                    event = "socket-not-adopted",
+                    index,
+                    reason = "it has no path"
+                );
+            }
             Err(error) => tracing::warn!(event = "socket-not-adopted", index, reason = %error),
         }
     }
@@ -187,6 +186,8 @@ mod tests {
                 .contains("freshd.sock: another process listens there"),
             "{error}"
         );
+        // Dropping is not enough: a child that another test forks right now holds a copy until its exec.
+        rustix::net::shutdown(&first, rustix::net::Shutdown::Both).unwrap();
         drop(first);
         assert!(path.exists());
         let _second = bind(&path, 0o660, None).unwrap();
@@ -225,14 +226,38 @@ mod tests {
     }
 
     #[test]
-    fn adopted_sockets_come_with_the_path_they_are_bound_to() {
+    fn sockets_passed_by_systemd_are_taken_over_by_their_paths() {
+        if let Some(path) = std::env::var_os("FRESHD_TEST_PASSED") {
+            // The service's part: 3 is a socket with a path, 4 is none at all.
+            let adopted = from_systemd();
+            assert_eq!(adopted.len(), 1);
+            assert_eq!(adopted[0].0, Path::new(&path));
+            let nobody = adopted[0].1.accept().unwrap_err();
+            assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
+            return;
+        }
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("passed.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let (found, listener) = with_path(Some(listener)).unwrap().unwrap();
-        assert_eq!(found, path);
-        let again = listener.accept().unwrap_err();
-        assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
-        assert!(adopt(&mut listenfd::ListenFd::empty()).is_empty());
+        let service = std::process::Command::new("sh")
+            .args([
+                "-c",
+                "exec 3<&0 4</dev/null 0</dev/null; LISTEN_FDS=2 LISTEN_PID=$$ exec \"$@\"",
+                "sh",
+            ])
+            .arg(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "local_api::listen::tests::sockets_passed_by_systemd_are_taken_over_by_their_paths",
+            ])
+            .env("FRESHD_TEST_PASSED", &path)
+            .stdin(std::os::fd::OwnedFd::from(listener))
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&service.stdout);
+        assert!(
+            service.status.success() && output.contains("1 passed"),
+            "{output}"
+        );
     }
 }

@@ -22,4 +22,6 @@ mod request;
 mod routes;
 pub mod rules;
 pub mod server;
+#[cfg(test)]
+mod tests;
 pub mod types;

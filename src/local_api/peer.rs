@@ -168,6 +168,49 @@ mod tests {
         assert_eq!(peer.pid, Some(i32::try_from(std::process::id()).unwrap()));
     }
 
+    #[tokio::test]
+    async fn a_peers_supplementary_groups_are_seen_however_many() {
+        if let Some(path) = std::env::var_os("FRESHD_TEST_CONNECT") {
+            // The peer's part: connect, and stay until the other end has looked.
+            let mut end = [0];
+            let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+            std::io::Read::read(&mut stream, &mut end).unwrap();
+            return;
+        }
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can have other groups than it was given");
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let groups: Vec<u32> = (4000..5000).collect();
+        let list = groups
+            .iter()
+            .map(u32::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
+        let mut child = std::process::Command::new("setpriv")
+            .args(["--regid", "1234", "--groups", &list])
+            .arg(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "local_api::peer::tests::a_peers_supplementary_groups_are_seen_however_many",
+            ])
+            .env("FRESHD_TEST_CONNECT", &path)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let connected = tokio::time::timeout(std::time::Duration::from_secs(20), listener.accept());
+        let (stream, _) = connected.await.unwrap().unwrap();
+        let peer = Peer::of(&stream).unwrap();
+        drop(stream);
+        assert!(child.wait().unwrap().success());
+        assert_eq!((peer.uid, peer.gid), (0, 1234));
+        assert_eq!(peer.groups, groups);
+        assert!(peer.is_in_group(1234) && peer.is_in_group(4999) && !peer.is_in_group(5000));
+    }
+
     #[test]
     fn the_overflow_ids_name_nobody() {
         assert!(is_overflow_uid(65534));

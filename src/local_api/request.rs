@@ -191,14 +191,26 @@ impl Query {
             .transpose()
     }
 
+    /// Returns a parameter that is one of `words`, of which there are two at least.
+    pub(super) fn one_of(&self, name: &str, words: &[&str]) -> Result<Option<String>, Problem> {
+        match self.text(name) {
+            Some(text) if !words.contains(&text) => {
+                let (last, others) = words.split_last().expect("there are words to choose from");
+                Err(refuse(
+                    name,
+                    text,
+                    &format!("must be {} or {last}", others.join(", ")),
+                ))
+            }
+            text => Ok(text.map(str::to_owned)),
+        }
+    }
+
     /// Returns a parameter that is `true` or `false`.
     pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, Problem> {
-        match self.text(name) {
-            None => Ok(None),
-            Some("true") => Ok(Some(true)),
-            Some("false") => Ok(Some(false)),
-            Some(text) => Err(refuse(name, text, "must be true or false")),
-        }
+        Ok(self
+            .one_of(name, &["true", "false"])?
+            .map(|text| text == "true"))
     }
 
     /// Returns a parameter that is a whole number in `range`.

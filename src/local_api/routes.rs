@@ -420,14 +420,7 @@ async fn list<K: Keeper>(
             "limit",
         ],
     )?;
-    let state = query.text("state").map(str::to_owned);
-    if state
-        .as_ref()
-        .is_some_and(|s| !["active", "paused", "needs-authorization"].contains(&s.as_str()))
-    {
-        let rule = "must be active, paused or needs-authorization";
-        return Err(problem::bad_request(format!("state {rule}")));
-    }
+    let state = query.one_of("state", &["active", "paused", "needs-authorization"])?;
     let limit = query
         .whole("limit", 0..=u64::MAX)?
         .unwrap_or(PAGE)

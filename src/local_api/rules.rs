@@ -144,11 +144,8 @@ impl From<&PeerError> for Denied {
 impl Denied {
     /// Returns what the peer itself is told: everything about itself, nothing about apps.
     pub fn detail(&self, peer: Option<&Peer>) -> String {
-        let Some(peer) = peer else {
-            return format!("this peer gets nothing, since {self}");
-        };
         let why = match self {
-            Denied::Unknown(why) => why,
+            Denied::Unknown(why) => return format!("this peer gets nothing, since {why}"),
             Denied::NoRule => {
                 "matches no [app] rule; freshd's log shows the rule that would admit it"
             }
@@ -159,6 +156,7 @@ impl Denied {
                 "came in on the socket of an app that is no longer configured; freshd's log names it"
             }
         };
+        let peer = peer.map(Peer::to_string).unwrap_or_default();
         format!("this peer ({peer}) {why}")
     }
 
@@ -369,6 +367,17 @@ mod tests {
             app(&peer(9, 65534, &[65534]), &SocketKind::Shared),
             Err(Denied::NoRule)
         );
+    }
+
+    #[test]
+    fn a_peer_the_kernel_does_not_name_is_told_why_it_gets_nothing() {
+        let denied = Denied::from(&PeerError::Unmapped(65534));
+        let told = denied.detail(None);
+        assert!(
+            told.starts_with("this peer gets nothing, since uid 65534 is the overflow uid"),
+            "{told}"
+        );
+        assert_eq!(denied.remedy(&peer(65534, 0, &[])), None);
     }
 
     #[test]

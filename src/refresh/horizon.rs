@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::grant::{Cause, GrantId};
+use super::attempt::Cause;
+use super::grant::GrantId;
 use super::pacing::{Admission, Pace, Pacer};
 use super::time::UnixTime;
 

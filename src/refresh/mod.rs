@@ -11,16 +11,20 @@
 //! | [`token`] | secrets, and the token set of RFC 6749 §5.1 |
 //! | [`token_response`] | what a token endpoint's answer means |
 //! | [`policy`] | due times, jitter, backoff, `Retry-After` |
-//! | [`grant`] | a grant's standing and what each outcome does to it |
+//! | [`grant`] | what a grant is: key, standing, row |
+//! | [`attempt`] | what a due grant needs, and what an attempt's outcome does to it |
+//! | [`reading`] | what a reader gets |
 //! | [`replay`] | whether a refresh token of unknown fate may be presented again |
 //! | [`pacing`] | one provider's rate, in-flight cap, cool-down and stop |
 //! | [`horizon`] | which due grant of a provider is next |
 //! | [`slots`] | who holds a grant's one place for changing its tokens |
 
+pub mod attempt;
 pub mod grant;
 pub mod horizon;
 pub mod pacing;
 pub mod policy;
+pub mod reading;
 pub mod replay;
 pub mod slots;
 pub mod time;

@@ -134,3 +134,66 @@ pub fn retry_after(value: &str, now: UnixTime) -> Option<Duration> {
     };
     Some(wait.min(RETRY_AFTER_CAP))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_790_000_000);
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn key(user: &str) -> GrantKey {
+        GrantKey {
+            namespace: "default".into(),
+            user: user.into(),
+            provider: "hubspot".into(),
+            account: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_token_of_21600_s_with_a_margin_of_60_s_is_refreshed_at_21540_s() {
+        let at = refresh_at(Some(secs(21_600)), NOW, secs(60));
+        assert_eq!(at, Some(NOW + secs(21_540)));
+    }
+
+    #[test]
+    fn a_margin_longer_than_half_the_lifetime_is_cut_to_half() {
+        for lifetime in [15, 1, 0] {
+            let at = refresh_at(Some(secs(lifetime)), NOW, secs(60));
+            assert_eq!(at, Some(NOW + secs(lifetime) / 2), "{lifetime} s");
+        }
+        assert_eq!(refresh_at(None, NOW, secs(60)), None);
+    }
+
+    #[test]
+    fn jitter_is_stable_small_and_only_ever_earlier() {
+        let mut spread = std::collections::BTreeSet::new();
+        for user in 0..1000 {
+            let key = key(&format!("user-{user}"));
+            let at = due_at(&key, NOW, NOW + secs(21_600), secs(60));
+            assert_eq!(at, due_at(&key, NOW, NOW + secs(21_600), secs(60)));
+            assert!(at <= NOW + secs(21_540), "never later than the margin");
+            assert!(at >= NOW + secs(21_534), "a tenth of the margin at most");
+            spread.insert(at);
+        }
+        assert!(spread.len() > 500, "only {} distinct moments", spread.len());
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_cap_and_spreads_over_the_upper_half() {
+        for (failures, full) in [(1, 2), (2, 4), (3, 8), (8, 256), (9, 300), (u32::MAX, 300)] {
+            let shortest = backoff(failures, BACKOFF_CAP, 0);
+            let longest = backoff(failures, BACKOFF_CAP, u64::MAX);
+            assert_eq!(shortest, secs(full) / 2, "{failures}");
+            assert!(
+                longest <= secs(full) && longest > secs(full) * 9 / 10,
+                "{failures}"
+            );
+        }
+        assert!(backoff(40, REFUSED_BACKOFF_CAP, 0) >= secs(1800));
+    }
+}

@@ -63,6 +63,7 @@ fn every_error_of_a_configuration_is_on_a_line_of_its_own() {
     };
     let error = |key: &str, message: &str| ConfigError {
         file: "/etc/freshd/freshd.toml".into(),
+        line: None,
         key: key.into(),
         message: message.into(),
     };

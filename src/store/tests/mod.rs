@@ -1,5 +1,27 @@
-use super::session::Trouble;
+//! Tests of the whole store, and what they share.
+
+mod counting;
+mod opening;
+mod sealing;
+mod verbs;
+mod writing;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::types::Value;
+use tempfile::TempDir;
+
+use super::session::Trouble;
+use super::*;
+use crate::refresh::grant::{Grant, GrantKey, Standing};
+use crate::refresh::horizon::Due;
+use crate::refresh::time::UnixTime;
+use crate::refresh::token::{AccessToken, RefreshToken, TokenKind, TokenSet};
 
 /// Makes the disk fail on demand.
 #[derive(Default)]
@@ -10,6 +32,20 @@ pub(super) struct Faults {
 }
 
 impl Faults {
+    /// Lets the `nth` write or commit from now on fail once.
+    pub(super) fn fail_nth(&self, nth: i64) {
+        self.left.store(nth, Ordering::SeqCst);
+    }
+
+    /// Returns whether the fault is still to come.
+    pub(super) fn is_pending(&self) -> bool {
+        self.left.load(Ordering::SeqCst) > 0
+    }
+
+    pub(super) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+
     pub(super) fn full(&self) -> bool {
         self.full.load(Ordering::SeqCst)
     }
@@ -21,7 +57,170 @@ impl Faults {
         let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_WRITE);
         Err(Trouble::Sqlite(rusqlite::Error::SqliteFailure(
             error,
-            Some("fault".into()),
+            Some("injected".into()),
         )))
     }
+}
+
+/// A store in a directory of its own.
+struct Bench {
+    dir: TempDir,
+    kek: Kek,
+    store: Store,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let kek = Kek::generate();
+        let store = Store::open(options(dir.path(), &kek)).unwrap();
+        Bench { dir, kek, store }
+    }
+
+    async fn reopen(self) -> Bench {
+        self.store.close().await;
+        let store = Store::open(options(self.dir.path(), &self.kek)).unwrap();
+        Bench { store, ..self }
+    }
+
+    /// A connection of somebody who can write the database file.
+    fn sql(&self) -> Connection {
+        schema::connect_writer(&self.dir.path().join("freshd.db"), Duration::from_secs(5)).unwrap()
+    }
+
+    fn edit(&self, sql: &str) {
+        assert!(
+            self.sql().execute(sql, []).unwrap() > 0,
+            "{sql} changes something"
+        );
+    }
+
+    fn faults(&self) -> &Faults {
+        &self.store.inner.disk.faults
+    }
+
+    async fn import(&self, user: &str) -> Grant {
+        match self.store.import(import(user)).await.unwrap() {
+            Imported::Created(grant) => grant,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Every row of every table.
+    fn dump(&self) -> BTreeMap<&'static str, Vec<Vec<Value>>> {
+        let conn = self.sql();
+        let tables = [
+            "grants",
+            "marks",
+            "fingerprints",
+            "activity",
+            "providers",
+            "revocations",
+            "counters",
+        ];
+        let rows = |table| {
+            let mut all = conn.prepare(&format!("SELECT * FROM {table}")).unwrap();
+            let columns = all.column_count();
+            all.query_map([], |row| (0..columns).map(|nth| row.get(nth)).collect())
+                .unwrap()
+                .map(Result::unwrap)
+                .collect()
+        };
+        tables
+            .into_iter()
+            .map(|table| (table, rows(table)))
+            .collect()
+    }
+}
+
+fn options(dir: &Path, kek: &Kek) -> Options {
+    Options {
+        dir: dir.into(),
+        kek: kek.clone(),
+        busy_timeout: Duration::from_secs(10),
+    }
+}
+
+fn at(secs: i64) -> UnixTime {
+    UnixTime::from_secs(1_790_000_000 + secs)
+}
+
+fn key(user: &str) -> GrantKey {
+    GrantKey {
+        namespace: "default".into(),
+        user: user.into(),
+        provider: "hubspot".into(),
+        account: String::new(),
+    }
+}
+
+fn tokens(name: &str) -> TokenSet {
+    TokenSet {
+        access_token: Some(AccessToken::new(format!("access-{name}"))),
+        token_type: "Bearer".into(),
+        expires_at: Some(at(3600)),
+        obtained_at: at(0),
+        refresh_token: Some(RefreshToken::new(format!("refresh-{name}"))),
+        scope: Some("crm.read crm.write".into()),
+    }
+}
+
+fn import(user: &str) -> Import {
+    Import {
+        key: key(user),
+        tokens: tokens(user),
+        due_at: Some(at(3000)),
+        standing: Standing::Active,
+        replace: false,
+        revoke_replaced: true,
+        at: at(0),
+    }
+}
+
+fn replacing(user: &str, name: &str) -> Import {
+    Import {
+        tokens: tokens(name),
+        replace: true,
+        at: at(50),
+        ..import(user)
+    }
+}
+
+/// What an attempt that presented `grant`'s refresh token brought.
+fn commit(grant: &Grant, name: &str) -> TokenCommit {
+    TokenCommit {
+        id: grant.id,
+        provider: grant.key.provider.clone(),
+        presented_generation: grant.generation,
+        tokens: Arc::new(tokens(name)),
+        due_at: Some(at(6000)),
+        standing: Standing::Active,
+        unused_refreshes: 1,
+        at: at(100),
+    }
+}
+
+fn failure(code: &str) -> Failure {
+    Failure {
+        code: code.into(),
+        due_at: Some(at(200)),
+        failures: 1,
+        fate_unknown: false,
+        needs_authorization: None,
+        at: at(100),
+    }
+}
+
+fn applied(cas: Result<Cas, StoreError>) -> Grant {
+    match cas.unwrap() {
+        Cas::Applied(grant) => grant,
+        Cas::Lost => panic!("lost"),
+    }
+}
+
+async fn waiting_revocations(store: &Store) -> Vec<(String, TokenKind, String)> {
+    let jobs = store.revocations_due(UnixTime::MAX, 100).await.unwrap();
+    jobs.into_iter()
+        .map(|job| (job.provider, job.kind, job.token.to_string()))
+        .collect()
 }

@@ -1,0 +1,107 @@
+//! Changes that people ask for: import, delete, pause, resume. Each holds the grant's slot.
+
+use super::shared::{Shared, lock};
+use super::view;
+use crate::local_api::problem;
+use crate::local_api::types::{ImportAnswer, Problem};
+use crate::refresh::grant::{GrantKey, Standing};
+use crate::store::{Import, Imported, StoreError};
+
+/// What a route is told when the store can't do its part.
+pub(super) fn store_problem(error: StoreError) -> Problem {
+    problem::store_unavailable(&error.to_string())
+}
+
+/// Runs `work` so that a caller who hangs up does not cancel it.
+pub(super) async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(_) => Err(problem::internal()),
+    }
+}
+
+pub(super) async fn import(shared: &Shared, import: Import) -> Result<ImportAnswer, Problem> {
+    let key = import.key.clone();
+    let _slot = shared.slots.acquire(&key).await;
+    let imported = shared.store.import(import).await;
+    let (result, grant) = match imported.map_err(store_problem)? {
+        Imported::Created(grant) => ("created", grant),
+        Imported::Replaced(grant) => ("replaced", grant),
+        Imported::Unchanged(grant) => ("unchanged", grant),
+        Imported::Exists(grant) => return Err(problem::grant_exists(&key, grant.generation)),
+    };
+    shared.store_fine();
+    if result != "unchanged" {
+        shared.wrote(&grant);
+        tracing::info!(
+            user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
+            namespace = %key.namespace, generation = grant.generation, held = grant.standing != Standing::Active,
+            result, "imported"
+        );
+    }
+    Ok(ImportAnswer {
+        result: result.to_owned(),
+        grant: view::grant(&grant),
+    })
+}
+
+/// Deletes one grant: unreadable at once, gone when its slot is free, revoked when its provider answers.
+pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem> {
+    lock(&shared.deleting).insert(key.clone());
+    shared.cache.forget(&key);
+    let slot = shared.slots.acquire(&key).await;
+    let revoke = shared
+        .providers
+        .find(&key.provider)
+        .is_some_and(|live| live.config.registration.revocation_endpoint.is_some());
+    let deleted = shared.store.delete(&key, shared.clock.now(), revoke).await;
+    drop(slot);
+    lock(&shared.deleting).remove(&key);
+    if let Some(grant) = deleted.map_err(store_problem)? {
+        shared.gone(&grant);
+        tracing::info!(
+            user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
+            namespace = %key.namespace, revoke, "deleted"
+        );
+    }
+    shared.revocations.notify_one();
+    Ok(())
+}
+
+/// Changes a grant's standing if it is one of `from`, under its slot: never across a running attempt.
+pub(super) async fn restand(
+    shared: &Shared,
+    key: &GrantKey,
+    from: fn(Standing) -> bool,
+    to: Standing,
+    told: &'static str,
+) -> Result<bool, Problem> {
+    let _slot = shared.slots.acquire(key).await;
+    let Some(grant) = shared.store.grant(key).await.map_err(store_problem)? else {
+        return Ok(false);
+    };
+    if !from(grant.standing) {
+        return Ok(false);
+    }
+    let now = shared.clock.now();
+    let live = shared.providers.find(&key.provider);
+    let due_at = match to {
+        Standing::Active => live.and_then(|live| grant.scheduled_at(live.config.policy.margin)),
+        _ => None,
+    };
+    let changed = shared
+        .store
+        .set_standing(grant.id, to, due_at, now)
+        .await
+        .map_err(store_problem)?;
+    if let Some(grant) = changed {
+        shared.wrote(&grant);
+        tracing::info!(
+            user = %shared.names.user(key), provider = %key.provider, account = %key.account,
+            reason = to.reason(), "{told}"
+        );
+    }
+    Ok(true)
+}

@@ -1,0 +1,410 @@
+//! The API over real Unix sockets, with a keeper that notes what it was asked.
+
+mod connections;
+mod refusals;
+mod routes;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+use super::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
+use super::limits::Limits;
+use super::rules::{Rule, RulePeer, Rules, SharedRules, SocketKind};
+use super::types::{
+    Changed, GrantList, GrantView, ImportAnswer, ImportRequest, Problem, ProviderList, Status,
+    UserView,
+};
+use super::{listen, problem, server};
+use crate::refresh::grant::GrantKey;
+use crate::refresh::time::UnixTime;
+use crate::refresh::token::AccessToken;
+
+/// What no log may hold.
+const CANARY: &str = "canary-4f1d";
+
+/// Notes each call; a user called `slow` waits until let go, `nobody` has no grant.
+struct Recorder {
+    calls: Mutex<Vec<String>>,
+    slow: Semaphore,
+    slow_began: Notify,
+    draining: AtomicBool,
+}
+
+impl Recorder {
+    fn note(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    async fn token_for(&self, key: &GrantKey) -> Result<Token, Problem> {
+        if key.user == "nobody" {
+            return Err(problem::no_such_grant(key));
+        }
+        if key.user == "slow" {
+            self.slow_began.notify_one();
+            self.slow.acquire().await.unwrap().forget();
+        }
+        let known = key.user != "unknown-expiry";
+        Ok(Token {
+            access_token: AccessToken::new(format!("{CANARY} \"\\\u{7}ü/{}", key.user)),
+            token_type: "Bearer".into(),
+            expires_at: known.then_some(UnixTime::from_millis(1_790_000_100_250)),
+            scope: known.then(|| "a b".into()),
+            generation: 7,
+            now: UnixTime::from_millis(1_790_000_000_300),
+        })
+    }
+}
+
+fn show(key: &GrantKey) -> String {
+    format!(
+        "{}/{}/{}",
+        key.namespace,
+        key.user,
+        key.provider_and_account()
+    )
+}
+
+fn view(provider: &str) -> GrantView {
+    GrantView {
+        namespace: "default".into(),
+        user: "42".into(),
+        provider: provider.into(),
+        account: String::new(),
+        state: "active".into(),
+        reason: String::new(),
+        since: UnixTime::EPOCH.rfc3339(),
+        generation: 1,
+        expires_at: None,
+        due_at: None,
+        has_refresh_token: true,
+        scope: None,
+        imported_at: UnixTime::EPOCH.rfc3339(),
+        refreshed_at: None,
+        attempted_at: None,
+        failures: 0,
+        last_failure: None,
+        unused_refreshes: 0,
+    }
+}
+
+fn user_view(namespace: String, user: String) -> UserView {
+    let grants = ["hubspot", "google"].map(view).into();
+    UserView {
+        namespace,
+        user,
+        last_active_at: None,
+        grants,
+    }
+}
+
+impl Keeper for Recorder {
+    async fn token(&self, request: TokenRequest) -> Result<Token, Problem> {
+        let (key, min_ttl, wait) = (show(&request.key), request.min_ttl, request.wait);
+        let counts = request.counts_as_activity;
+        self.note(format!(
+            "token {key} min_ttl={min_ttl:?} wait={wait:?} counts={counts}"
+        ));
+        self.token_for(&request.key).await
+    }
+
+    async fn refresh(
+        &self,
+        request: TokenRequest,
+        generation: Option<u64>,
+    ) -> Result<Token, Problem> {
+        let (key, wait) = (show(&request.key), request.wait);
+        let counts = request.counts_as_activity;
+        self.note(format!(
+            "refresh {key} {generation:?} wait={wait:?} counts={counts}"
+        ));
+        self.token_for(&request.key).await
+    }
+
+    async fn import(
+        &self,
+        key: GrantKey,
+        tokens: ImportRequest,
+        replace: bool,
+        hold: bool,
+    ) -> Result<ImportAnswer, Problem> {
+        assert_eq!(tokens.refresh_token.as_deref(), Some(CANARY));
+        self.note(format!(
+            "import {} replace={replace} hold={hold}",
+            show(&key)
+        ));
+        let result = if replace { "replaced" } else { "created" };
+        Ok(ImportAnswer {
+            result: result.into(),
+            grant: view(&key.provider),
+        })
+    }
+
+    async fn grant(&self, key: GrantKey) -> Result<GrantView, Problem> {
+        self.note(format!("grant {}", show(&key)));
+        Ok(view(&key.provider))
+    }
+
+    async fn user(&self, namespace: String, user: String) -> Result<UserView, Problem> {
+        self.note(format!("user {namespace}/{user}"));
+        Ok(user_view(namespace, user))
+    }
+
+    async fn delete(&self, key: GrantKey) -> Result<Changed, Problem> {
+        self.note(format!("delete {}", show(&key)));
+        Ok(Changed { changed: 1 })
+    }
+
+    async fn delete_user(
+        &self,
+        namespace: String,
+        user: String,
+        providers: Option<Vec<String>>,
+    ) -> Result<Changed, Problem> {
+        self.note(format!("delete_user {namespace}/{user} {providers:?}"));
+        Ok(Changed { changed: 2 })
+    }
+
+    async fn activity(&self, namespace: String, user: String) -> Result<UserView, Problem> {
+        self.note(format!("activity {namespace}/{user}"));
+        Ok(user_view(namespace, user))
+    }
+
+    async fn pause(&self, target: Target) -> Result<Changed, Problem> {
+        self.note(format!("pause {}", show_target(&target)));
+        Ok(Changed { changed: 1 })
+    }
+
+    async fn resume(&self, target: Target) -> Result<Changed, Problem> {
+        self.note(format!("resume {}", show_target(&target)));
+        Ok(Changed { changed: 1 })
+    }
+
+    async fn list(&self, request: ListRequest) -> Result<GrantList, Problem> {
+        self.note(format!("{request:?}"));
+        Ok(GrantList {
+            grants: vec![view("hubspot")],
+            next_cursor: Some("9".into()),
+        })
+    }
+
+    async fn status(&self) -> Result<Status, Problem> {
+        Err(problem::store_unavailable("disk full"))
+    }
+
+    async fn providers(&self) -> Result<ProviderList, Problem> {
+        Ok(ProviderList { providers: vec![] })
+    }
+
+    async fn healthy(&self) -> Result<(), Problem> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(problem::draining(Duration::from_secs(3)));
+        }
+        Ok(())
+    }
+}
+
+fn show_target(target: &Target) -> String {
+    match target {
+        Target::Grant(key) => format!("grant {}", show(key)),
+        Target::User { namespace, user } => format!("user {namespace}/{user}"),
+        Target::Provider(provider) => format!("provider {provider}"),
+    }
+}
+
+/// A rule for this test's own uid that allows everything.
+fn rule() -> Rule {
+    Rule {
+        app: "crm".into(),
+        peer: RulePeer::Uid(rustix::process::geteuid().as_raw()),
+        namespace: "default".into(),
+        providers: None,
+        read: true,
+        import: true,
+        revoke: true,
+        authorize: true,
+        counts_as_activity: true,
+    }
+}
+
+/// A served socket.
+struct Site {
+    directory: tempfile::TempDir,
+    keeper: Arc<Recorder>,
+    rules: SharedRules,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+impl Site {
+    fn new(kind: SocketKind, rules: Vec<Rule>) -> Site {
+        Site::limited(kind, rules, Limits::default())
+    }
+
+    fn shared() -> Site {
+        Site::new(SocketKind::Shared, vec![rule()])
+    }
+
+    fn admin() -> Site {
+        Site::new(SocketKind::Admin, vec![])
+    }
+
+    fn limited(kind: SocketKind, rules: Vec<Rule>, limits: Limits) -> Site {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = listen::bind(&directory.path().join("s"), 0o600, None).unwrap();
+        let keeper = Arc::new(Recorder {
+            calls: Mutex::default(),
+            slow: Semaphore::new(0),
+            slow_began: Notify::new(),
+            draining: AtomicBool::new(false),
+        });
+        let rules = Arc::new(ArcSwap::from_pointee(Rules::new(rules)));
+        let (stop, stopped) = oneshot::channel();
+        let (for_server, rules_too) = (Arc::clone(&keeper), Arc::clone(&rules));
+        let server = tokio::spawn(async move {
+            let stopped = async { stopped.await.unwrap_or(()) };
+            server::serve_with(listener, kind, for_server, rules_too, stopped, limits).await
+        });
+        Site {
+            directory,
+            keeper,
+            rules,
+            stop,
+            server,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("s")
+    }
+
+    async fn connect(&self) -> Client {
+        Client {
+            stream: UnixStream::connect(self.path()).await.unwrap(),
+            rest: Vec::new(),
+        }
+    }
+
+    /// Asks on a connection of its own.
+    async fn ask(&self, request: &str) -> Reply {
+        self.connect().await.ask(request).await
+    }
+
+    /// Asks for what must be refused, and returns status, type and detail.
+    async fn refused(&self, request: &str) -> (u16, String, String) {
+        let reply = self.ask(request).await;
+        assert_eq!(
+            reply.headers["content-type"], "application/problem+json",
+            "{request}"
+        );
+        let problem: Problem = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(problem.status, reply.status);
+        assert!(
+            self.keeper.calls().is_empty(),
+            "{request} reached the keeper"
+        );
+        (
+            reply.status,
+            problem.kind.replace("urn:freshd:", ""),
+            problem.detail,
+        )
+    }
+}
+
+/// One connection.
+struct Client {
+    stream: UnixStream,
+    rest: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    headers: BTreeMap<String, String>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+impl Client {
+    /// Sends `METHOD /path`, then header lines if any, then after an empty line the body if any.
+    async fn ask(&mut self, request: &str) -> Reply {
+        let (head, body) = request.split_once("\n\n").unwrap_or((request, ""));
+        let (line, headers) = head.split_once('\n').unwrap_or((head, ""));
+        let mut raw = format!("{line} HTTP/1.1\r\nhost: freshd\r\n");
+        for header in headers.lines() {
+            raw += &format!("{header}\r\n");
+        }
+        if !body.is_empty() {
+            raw += &format!("content-length: {}\r\n", body.len());
+        }
+        self.send(format!("{raw}\r\n{body}").as_bytes()).await;
+        self.reply().await.expect("an answer")
+    }
+
+    async fn send(&mut self, raw: &[u8]) {
+        // A refusal may come, and the connection go, before all is sent.
+        let _ = self.stream.write_all(raw).await;
+    }
+
+    async fn more(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        let read = tokio::time::timeout(Duration::from_secs(20), self.stream.read(&mut buffer));
+        let count = read
+            .await
+            .expect("an answer or an end in time")
+            .unwrap_or(0);
+        self.rest.extend_from_slice(&buffer[..count]);
+        count > 0
+    }
+
+    /// Returns the next answer, or `None` when the server closed instead.
+    async fn reply(&mut self) -> Option<Reply> {
+        let end = loop {
+            match self
+                .rest
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            {
+                Some(at) => break at,
+                None if self.more().await => {}
+                None => return None,
+            }
+        };
+        let head = String::from_utf8(self.rest.drain(..end + 4).collect()).unwrap();
+        let mut lines = head.lines();
+        let status = lines.next()?.split(' ').nth(1)?.parse().unwrap();
+        let headers: BTreeMap<String, String> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+            .collect();
+        let length = headers
+            .get("content-length")
+            .map_or(0, |text| text.parse().unwrap());
+        while self.rest.len() < length {
+            assert!(self.more().await, "the body is cut short");
+        }
+        Some(Reply {
+            status,
+            headers,
+            body: self.rest.drain(..length).collect(),
+        })
+    }
+}

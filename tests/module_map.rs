@@ -12,7 +12,11 @@ const MAY_IMPORT: [(&str, &[&str]); 7] = [
     ("store", &["refresh"]),
     ("token_endpoint", &["refresh", "profile"]),
     ("local_api", &["refresh", "profile"]),
-    ("ctl", &["config", "local_api::types"]),
+    // Points in time, to show them, and the key, which `freshctl key generate` makes without a daemon.
+    (
+        "ctl",
+        &["config", "local_api::types", "refresh::time", "store::Kek"],
+    ),
 ];
 
 /// What has no place in the pure core.

@@ -113,6 +113,8 @@ impl Connection {
         let request = request
             .body(Full::new(body.unwrap_or_default()))
             .expect("the test's path is a URI");
+        // The answer before this one may have been read a moment before its connection noticed.
+        self.sender.ready().await?;
         let answer = self.sender.send_request(request).await?;
         let (parts, body) = answer.into_parts();
         let bytes = body.collect().await?.to_bytes();

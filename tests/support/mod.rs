@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "no test file uses all of it")]
 
 pub mod canary;
+pub mod config;
 pub mod daemon;
 pub mod http;
 pub mod node_server;
@@ -12,7 +13,8 @@ pub mod scripted_server;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-pub use daemon::{Config, Freshd};
+pub use config::Config;
+pub use daemon::Freshd;
 pub use http::{Connection, Reply};
 pub use rotating::{Issued, Rotating};
 pub use scripted_server::{Answer, Gate, RecordedRequest, ScriptedServer};

@@ -26,6 +26,7 @@ pub struct NodeServer {
     announcement: String,
     directory: PathBuf,
     http: reqwest::Client,
+    /// Holds its standard input open, too: the server ends with it.
     _child: Child,
 }
 
@@ -70,7 +71,8 @@ impl NodeServer {
             .expect("its stdout is ours")
             .expect("oidc-provider says where it listens");
         let about = serde_json::from_str(&announcement).expect("server.mjs prints JSON");
-        // Tests hold its standard input open as long as they need it.
+        // It prints advice later on, and a closed pipe would end it.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let http = reqwest::Client::builder()
             .no_proxy()
             .build()

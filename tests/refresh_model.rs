@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use freshd::refresh::attempt::Cause;
 use freshd::refresh::grant::GrantId;
-use freshd::refresh::horizon::{Action, Due, Schedule};
+use freshd::refresh::horizon::{Action, Due, Horizon, Schedule};
 use freshd::refresh::pacing::Pace;
 use freshd::refresh::time::UnixTime;
 use proptest::prelude::*;
@@ -146,28 +146,28 @@ impl World {
             }
             Op::Halt { provider, halted } => {
                 let name = PROVIDERS[provider];
-                self.schedule.provider(name).unwrap().pacer().halt(halted);
+                self.provider(name).pacer().halt(halted);
                 if halted {
                     self.halted.insert(name);
                 } else {
                     self.halted.remove(name);
                 }
             }
-            Op::Reload { provider } => self
-                .schedule
-                .provider(PROVIDERS[provider])
-                .unwrap()
-                .reload(),
+            Op::Reload { provider } => self.provider(PROVIDERS[provider]).reload(),
         }
     }
 
-    fn horizon(&mut self, id: GrantId) -> &mut freshd::refresh::horizon::Horizon {
-        self.schedule.provider(provider_of(id)).unwrap()
+    fn provider(&mut self, name: &str) -> &mut Horizon {
+        self.schedule.provider(name).expect("both are set up")
+    }
+
+    fn horizon(&mut self, id: GrantId) -> &mut Horizon {
+        self.provider(provider_of(id))
     }
 
     fn deliver_page(&mut self) {
         if let Some(page) = self.pages.pop_front() {
-            let horizon = self.schedule.provider(&page.provider).unwrap();
+            let horizon = self.provider(&page.provider);
             horizon.handle_page(&page.rows, page.until, page.limit);
         }
     }
@@ -229,11 +229,7 @@ impl World {
     /// Lets everything settle and checks that nothing due was forgotten.
     fn settle(&mut self) {
         for provider in PROVIDERS {
-            self.schedule
-                .provider(provider)
-                .unwrap()
-                .pacer()
-                .halt(false);
+            self.provider(provider).pacer().halt(false);
         }
         self.halted.clear();
         let mut begun = BTreeSet::new();
@@ -294,6 +290,11 @@ proptest! {
         }
         world.settle();
     }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn a_rate_is_never_passed(

@@ -331,6 +331,12 @@ fn a_client_secret_is_read_from_a_closed_file_only() {
         );
     }
     assert_eq!(
+        fixture.errors(&secret("{ file = \"canary-5ecret\" }")),
+        [format!(
+            "{prefix}.file must be an absolute path, never the secret itself; its value is not shown here"
+        )]
+    );
+    assert_eq!(
         fixture.errors(&secret("{ credential = \"../secret\" }")),
         [format!(
             "{prefix}.credential is \"../secret\" but must be the name of a systemd credential, without /"

@@ -105,7 +105,7 @@ fn moment(member: &str, value: Option<&serde_json::Value>) -> Result<Option<Unix
         Some(_) => None,
     };
     read.map(Some).ok_or_else(|| {
-        problem::bad_request(&format!(
+        problem::bad_request(format!(
             "{member} must be an RFC 3339 date such as 2026-11-22T10:00:00Z, or seconds since 1970 (not milliseconds)"
         ))
     })

@@ -80,11 +80,15 @@ fn a_token_that_ends_while_it_waits_joins_the_ended_ones() {
 #[test]
 fn nothing_begins_before_it_is_due_and_the_timer_says_when_that_is() {
     let mut horizon = loaded(pace(9), &[row(1, -10, 70), row(2, -20, 80)]);
-    assert_eq!(begun(&mut horizon, NOW), []);
+    assert_eq!(begun(&mut horizon, NOW), [0i64; 0]);
     assert_eq!(horizon.poll_timeout(NOW), Some(NOW + secs(10)));
-    assert_eq!(begun(&mut horizon, NOW + secs(9)), []);
+    assert_eq!(begun(&mut horizon, NOW + secs(9)), [0i64; 0]);
     assert_eq!(begun(&mut horizon, NOW + secs(10)), [1]);
-    assert_eq!(begun(&mut horizon, NOW + secs(10)), [], "a spurious call");
+    assert_eq!(
+        begun(&mut horizon, NOW + secs(10)),
+        [0i64; 0],
+        "a spurious call"
+    );
     assert_eq!(horizon.poll_timeout(NOW + secs(10)), Some(NOW + secs(20)));
 }
 
@@ -107,7 +111,7 @@ fn one_attempt_per_grant_whoever_asks() {
         panic!("a reload loads");
     };
     horizon.handle_page(&[row(1, 1, 60)], until, limit);
-    assert_eq!(begun(&mut horizon, NOW), [], "its slot is taken");
+    assert_eq!(begun(&mut horizon, NOW), [0i64; 0], "its slot is taken");
     horizon.handle_end(
         GrantId(1),
         Some(Due {
@@ -115,7 +119,7 @@ fn one_attempt_per_grant_whoever_asks() {
             ..row(1, -100, 160)
         }),
     );
-    assert_eq!(begun(&mut horizon, NOW), []);
+    assert_eq!(begun(&mut horizon, NOW), [0i64; 0]);
     assert_eq!(begun(&mut horizon, NOW + secs(100)), [1]);
 }
 
@@ -153,7 +157,7 @@ fn the_newer_version_of_a_row_wins() {
     );
     assert_eq!(
         begun(&mut horizon, NOW),
-        [],
+        [0i64; 0],
         "the page was read before the write"
     );
     assert_eq!(begun(&mut horizon, NOW + secs(50)), [1]);
@@ -233,15 +237,16 @@ fn two(max_in_flight: usize, rows_a: &[Due], rows_b: &[Due]) -> Schedule {
     let mut schedule = Schedule::new(max_in_flight);
     schedule.set_provider("a", pace(64));
     schedule.set_provider("b", pace(64));
-    for _ in 0..2 {
-        let Some((name, Action::Load { until, limit, .. })) = schedule.poll_action(NOW) else {
-            panic!("both load first");
+    let loads: Vec<(String, Action)> = (0..2)
+        .map(|_| schedule.poll_action(NOW).expect("both load first"))
+        .collect();
+    for (name, load) in loads {
+        let Action::Load { until, limit, .. } = load else {
+            panic!("{load:?}");
         };
         let rows = if name == "a" { rows_a } else { rows_b };
-        schedule
-            .provider(&name)
-            .unwrap()
-            .handle_page(rows, until, limit);
+        let horizon = schedule.provider(&name).unwrap();
+        horizon.handle_page(rows, until, limit);
     }
     schedule
 }

@@ -202,7 +202,7 @@ fn daemon_trouble(status: &Status) -> String {
         );
         hint(
             &mut out,
-            "do not kill freshd: systemctl stop spills them, a SIGKILL loses them",
+            "do not stop or kill freshd before the disk takes writes again: they are in its memory only",
         );
     }
     if let Some(error) = &status.reload_error {

@@ -404,7 +404,7 @@ impl Attempt {
             ProviderEffect::Stop if news => {
                 tracing::warn!(
                     %provider, code,
-                    hint = "mend client-id or client-secret, then reload; no grant was touched",
+                    hint = "mend client-id or client-secret, then reload (a secret in a file) or restart (a systemd credential); no grant was touched",
                     "provider-stopped"
                 );
             }

@@ -228,7 +228,7 @@ impl Handle {
 
     async fn swap(&self, config: Config) -> Result<(), String> {
         let live = reload::clients(&config).map_err(|error| error.to_string())?;
-        let fixed = reload::fixed_at_start(&lock(&self.config).daemon, &config.daemon);
+        let fixed = reload::fixed_at_start(&lock(&self.config), &config);
         // Sockets first: they are what can still fail, and an unused one does no harm.
         {
             let running = lock(&self.config).daemon.clone();
@@ -256,6 +256,7 @@ impl Handle {
         let mut current = lock(&self.config);
         *current = Config {
             daemon: current.daemon.clone(),
+            maintenance: current.maintenance.clone(),
             ..config
         };
         Ok(())

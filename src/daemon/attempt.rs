@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::driver::Event;
+use super::held;
 use super::providers::Live;
-use super::shared::{Ended, Shared, gone, lock, token_of, written};
+use super::shared::{Ended, Shared, gone, token_of, written};
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
-use crate::refresh::grant::{AccessFacts, Grant, GrantId, NeedsReason, Standing};
+use crate::refresh::grant::{Grant, GrantId, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
@@ -30,8 +31,6 @@ pub(super) struct Wanted {
 /// How an attempt leaves its grant: what the schedule is told, and what callers are told.
 pub(super) type Done = (Written, Ended);
 
-/// A write that the disk refused is tried again after this.
-const HELD_RETRY: Duration = Duration::from_secs(1);
 /// A row that the store could not give, or take the mark of, is tried again after this.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
@@ -238,58 +237,48 @@ impl Attempt {
         }
     }
 
-    /// Commits a token set; while the disk refuses it, it is held: served, and written again until it sticks (I2).
+    /// Commits a token set. If the disk refuses it, the callers are answered with the held one meanwhile (I2).
     async fn commit(&self, grant: &Grant, tokens: Arc<TokenSet>, due_at: Option<UnixTime>) -> Done {
         let shared = &self.shared;
-        let unused = if shared.activity.take_read(grant.id) {
+        let unused_refreshes = if shared.activity.take_read(grant.id) {
             0
         } else {
             grant.unused_refreshes.saturating_add(1)
         };
-        let mut held = false;
-        loop {
-            let at = shared.clock.now();
-            let committed = shared
-                .store
-                .commit_tokens(TokenCommit {
-                    id: grant.id,
-                    provider: grant.key.provider.clone(),
-                    presented_generation: grant.generation,
-                    tokens: tokens.clone(),
-                    due_at,
-                    standing: grant.standing,
-                    unused_refreshes: unused,
-                    at,
-                })
-                .await;
-            match committed {
-                Ok(Cas::Applied(after)) => {
-                    let recovered = held || grant.failures > 0;
-                    return self.committed(after, &tokens, recovered);
-                }
-                Ok(Cas::Lost) => {
-                    lock(&shared.held).remove(&grant.key);
-                    shared.revocations.notify_one();
-                    tracing::warn!(
-                        user = %shared.names.user(&grant.key), provider = %grant.key.provider,
-                        generation = grant.generation, "superseded"
-                    );
-                    let now_is = self.now_is().await.unwrap_or_else(|_| self.again_later());
-                    return (now_is, Ended::NoToken);
-                }
-                Err(error) => {
-                    if !held {
-                        held = true;
-                        tracing::error!(
-                            user = %shared.names.user(&grant.key), provider = %grant.key.provider,
-                            %error, "held"
-                        );
-                        self.hold(grant, &tokens);
-                    }
-                    tokio::time::sleep(HELD_RETRY).await;
-                }
+        let set = TokenCommit {
+            id: grant.id,
+            provider: grant.key.provider.clone(),
+            presented_generation: grant.generation,
+            tokens: tokens.clone(),
+            due_at,
+            standing: grant.standing,
+            unused_refreshes,
+            at: shared.clock.now(),
+        };
+        let mut was_held = false;
+        let committed = held::commit(shared, grant, set, |readable| {
+            was_held = true;
+            let _ = shared.driver.send(Event::Answer {
+                provider: grant.key.provider.clone(),
+                id: grant.id,
+                ended: token(readable, shared),
+            });
+        })
+        .await;
+        let done = match committed {
+            Cas::Applied(after) => self.committed(after, &tokens, was_held || grant.failures > 0),
+            Cas::Lost => {
+                shared.revocations.notify_one();
+                tracing::warn!(
+                    user = %shared.names.user(&grant.key), provider = %grant.key.provider,
+                    generation = grant.generation, "superseded"
+                );
+                let now_is = self.now_is().await.unwrap_or_else(|_| self.again_later());
+                (now_is, Ended::NoToken)
             }
-        }
+        };
+        held::release(shared, &grant.key).await;
+        done
     }
 
     fn committed(&self, grant: Grant, tokens: &TokenSet, recovered: bool) -> Done {
@@ -305,33 +294,7 @@ impl Attempt {
             grant,
         });
         shared.cache.replace(readable.clone());
-        lock(&shared.held).remove(&readable.grant.key);
         (written(&readable.grant), token(&readable, shared))
-    }
-
-    fn hold(&self, grant: &Grant, tokens: &TokenSet) {
-        let grant = Grant {
-            generation: grant.generation + 1,
-            access: Some(AccessFacts {
-                token_type: tokens.token_type.clone(),
-                obtained_at: tokens.obtained_at,
-                expires_at: tokens.expires_at,
-            }),
-            scope: tokens.scope.clone(),
-            ..grant.clone()
-        };
-        let readable = Arc::new(Readable {
-            access_token: tokens.access_token.clone(),
-            grant,
-        });
-        let key = readable.grant.key.clone();
-        lock(&self.shared.held).insert(key.clone(), readable.clone());
-        self.shared.cache.forget(&key);
-        let _ = self.shared.driver.send(Event::Answer {
-            provider: key.provider,
-            id: self.wanted.id,
-            ended: token(&readable, &self.shared),
-        });
     }
 
     async fn record(&self, grant: &Grant, failure: Failure) -> Result<Done, StoreError> {

@@ -1,6 +1,6 @@
 //! What the daemon's tasks share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,6 +11,7 @@ use super::activity::Activity;
 use super::cache::Cache;
 use super::clock::Clock;
 use super::driver::{Event, Waiter};
+use super::held::Held;
 use super::log::Names;
 use super::providers::{Halt, Providers};
 use super::slots::SlotTable;
@@ -30,8 +31,7 @@ pub(super) struct Shared {
     pub(super) cache: Cache,
     pub(super) names: Names,
     pub(super) driver: UnboundedSender<Event>,
-    /// Token sets that the disk refused; they are served from here and written again until they stick (I2).
-    pub(super) held: Mutex<BTreeMap<GrantKey, Arc<Readable>>>,
+    pub(super) held: Held,
     /// Grants whose deletion has been asked for: unreadable at once.
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
     pub(super) revocations: Notify,
@@ -61,8 +61,8 @@ impl Shared {
         if lock(&self.deleting).contains(key) {
             return Ok(None);
         }
-        if let Some(held) = lock(&self.held).get(key) {
-            return Ok(Some(held.clone()));
+        if let Some(held) = self.held.find(key) {
+            return Ok(Some(held));
         }
         let epoch = match self.cache.find(key) {
             Ok(readable) => return Ok(Some(readable)),

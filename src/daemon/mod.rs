@@ -143,7 +143,7 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
         store,
     });
     held::take_up(&shared).await?;
-    reload::apply(&shared, &config, live).await?;
+    reload::apply(&shared, &config, live).await;
     let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));
     let keeper = Arc::new(keeper::Daemon(shared.clone()));
     let mut sockets = Sockets::new(keeper, rules.clone(), passed);
@@ -244,9 +244,7 @@ impl Handle {
                 .map_err(|error| format!("{error}: {}", error.source))?;
         }
         self.rules.store(Arc::new(reload::rules(&config)));
-        reload::apply(&self.shared, &config, live)
-            .await
-            .map_err(|error| error.to_string())?;
+        reload::apply(&self.shared, &config, live).await;
         tracing::info!(
             providers = config.providers.len(),
             apps = config.apps.len(),

@@ -56,10 +56,7 @@ impl Providers {
 
     /// Swaps in a new configuration. A provider that was stopped for its credentials goes on if these have
     /// changed; its name is returned then.
-    pub(super) async fn configure(
-        &self,
-        live: BTreeMap<String, Arc<Live>>,
-    ) -> Result<Vec<String>, StoreError> {
+    pub(super) async fn configure(&self, live: BTreeMap<String, Arc<Live>>) -> Vec<String> {
         let mut resumed = Vec::new();
         for (name, provider) in &live {
             let fingerprint = self.credentials(&provider.config.registration);
@@ -67,12 +64,15 @@ impl Providers {
                 state.stopped.is_some() && state.stopped_credentials.as_ref() != Some(&fingerprint)
             });
             if changed {
-                self.update(name, clear_stop).await?;
+                // In memory it rules at once; unwritten, the next start compares again.
+                if let Err(error) = self.update(name, clear_stop).await {
+                    tracing::debug!(provider = %name, %error, "provider-state-not-written");
+                }
                 resumed.push(name.clone());
             }
         }
         self.live.store(Arc::new(live));
-        Ok(resumed)
+        resumed
     }
 
     /// Returns what is known about a provider, if anything is.

@@ -9,7 +9,6 @@ use super::shared::{Shared, lock};
 use crate::config::{App, AppPeer, Config, ConfigError};
 use crate::local_api::rules::{Rule, RulePeer, Rules};
 use crate::refresh::grant::GrantId;
-use crate::store::StoreError;
 use crate::token_endpoint::{Client, ClientError, Outbound};
 
 /// Why a configuration that is right in itself can't run.
@@ -98,8 +97,8 @@ pub(super) async fn apply(
     shared: &Arc<Shared>,
     config: &Config,
     live: BTreeMap<String, Arc<Live>>,
-) -> Result<(), StoreError> {
-    for provider in shared.providers.configure(live).await? {
+) {
+    for provider in shared.providers.configure(live).await {
         tracing::info!(%provider, reason = "the credentials have changed", "provider-resumed");
     }
     *lock(&shared.config_files) = config
@@ -120,7 +119,6 @@ pub(super) async fn apply(
             tokio::spawn(reschedule(shared.clone(), name.clone(), margin_ms));
         }
     }
-    Ok(())
 }
 
 /// Rows that are rescheduled in one transaction.

@@ -58,6 +58,10 @@ impl Sockets {
     }
 
     /// Serves the shared socket, the admin socket and the apps' own; stops serving those of apps that are gone.
+    ///
+    /// # Errors
+    ///
+    /// A new socket can't be bound. Then everything is served as before.
     pub(super) fn serve(&mut self, config: &Config) -> Result<(), SocketError> {
         let mut wanted = BTreeMap::from([
             (config.daemon.socket.clone(), SocketKind::Shared),
@@ -68,22 +72,43 @@ impl Sockets {
                 wanted.insert(path.clone(), SocketKind::App(name.clone()));
             }
         }
+        let mut started = BTreeMap::new();
+        for (path, kind) in &wanted {
+            if self.serving.contains_key(path) {
+                continue;
+            }
+            match self.start(path, kind.clone()) {
+                Ok(serving) => started.insert(path.clone(), serving),
+                Err(source) => {
+                    started
+                        .into_iter()
+                        .for_each(|(path, serving)| end(&path, &serving));
+                    let path = path.clone();
+                    return Err(SocketError { path, source });
+                }
+            };
+        }
+        self.serving.append(&mut started);
         self.serving.retain(|path, serving| {
-            let keep = wanted.get(path) == Some(&serving.kind);
+            let keep = wanted.contains_key(path);
             if !keep {
-                let _ = serving.stop.send(true);
-                // Nobody listens on it any more: a client should be refused, not wait.
-                let _ = std::fs::remove_file(path);
+                end(path, serving);
             }
             keep
         });
+        // A path that went from one app to another is freed before it is bound anew.
         for (path, kind) in wanted {
-            if !self.serving.contains_key(&path) {
-                let serving = self.start(&path, kind).map_err(|source| SocketError {
-                    path: path.clone(),
-                    source,
-                })?;
-                self.serving.insert(path, serving);
+            if self
+                .serving
+                .get(&path)
+                .is_some_and(|serving| serving.kind != kind)
+                && let Some(old) = self.serving.remove(&path)
+            {
+                end(&path, &old);
+                match self.start(&path, kind) {
+                    Ok(serving) => self.serving.insert(path, serving),
+                    Err(source) => return Err(SocketError { path, source }),
+                };
             }
         }
         Ok(())
@@ -120,6 +145,12 @@ impl Sockets {
         })
         .await;
     }
+}
+
+/// Accepts nothing more on a socket. Nobody listens on it any more, so a client should be refused, not wait.
+fn end(path: &Path, serving: &Serving) {
+    let _ = serving.stop.send(true);
+    let _ = std::fs::remove_file(path);
 }
 
 /// The shared socket is open to all: rules say what they get. Who can reach an app's own socket is that app,

@@ -6,7 +6,7 @@ mod support;
 use hyper::Method;
 use serde_json::{Value, json};
 use support::daemon::{Config, Said, freshctl, grant_path};
-use support::{Answer, Freshd, Rotating, ScriptedServer};
+use support::{Answer, Freshd, Rotating, ScriptedServer, eventually};
 
 /// A daemon with the grants of Anna and Bert at a server with single-use refresh tokens.
 async fn two_grants() -> (Rotating, ScriptedServer, Freshd) {
@@ -280,6 +280,11 @@ async fn a_token_that_cannot_be_had_ends_with_the_code_for_why() {
     freshd
         .import("carl", "acme", &rotating.issue("carl").import_expired())
         .await;
+    eventually("the failure to be known", || async {
+        let grant = freshd.grant("carl", "acme").await;
+        grant["last_failure"].as_str().map(drop)
+    })
+    .await;
     let said = ended(
         freshd
             .freshctl(&["token", "carl", "acme", "--wait", "0"], "")

@@ -11,8 +11,8 @@ use clap::{Parser, Subcommand};
 #[command(
     version,
     after_help = "Signals: SIGHUP reloads, SIGTERM drains and stops, a second SIGTERM stops at once.\n\
-                  Exit codes: 0 stopped as told, 64 usage, 75 try again (locked, no space), 77 permission, \
-                  78 configuration or key."
+                  Exit codes: 0 stopped as told, 64 usage, 74 a file cannot be read or written, \
+                  75 try again (locked, no space), 77 permission, 78 configuration or key."
 )]
 struct Arguments {
     /// The configuration file; conf.d/*.toml beside it is read too

@@ -12,7 +12,8 @@ use clap::{Parser, Subcommand};
     version,
     after_help = "Signals: SIGHUP reloads, SIGTERM drains and stops, a second SIGTERM stops at once.\n\
                   Exit codes: 0 stopped as told, 64 usage, 74 a file cannot be read or written, \
-                  75 try again (locked, no space), 77 permission, 78 configuration or key."
+                  75 try again (the state directory or a socket is in use, or stopped at once), \
+                  77 permission, 78 configuration or key; the demo: 1 if anything went otherwise than told."
 )]
 struct Arguments {
     /// The configuration file; conf.d/*.toml beside it is read too

@@ -83,7 +83,7 @@ pub enum LogUsers {
 pub struct Maintenance {
     /// When the query planner's statistics are renewed; `None` is never.
     pub optimize: Option<String>,
-    /// When old fingerprints, activity and ended revocations are purged; `None` is never.
+    /// When old activity notes, and revocations that waited too long, are purged; `None` is never.
     pub purge: Option<String>,
 }
 

@@ -395,23 +395,19 @@ fn client_secret(
         }
         (Some(shape), _) => shape,
     };
-    let path = match (shape.credential, shape.file) {
-        (Some(name), None) => match credential(files, key, name, credentials)? {
+    let path = match shape {
+        SecretShape::Credential(name) => match credential(files, key, name, credentials)? {
             Some(path) => path,
             None => return Some(Some(ClientSecret::new(""))),
         },
         // A relative path is most likely the secret itself, pasted: it is not shown.
-        (None, Some(file)) if !file.starts_with('/') => {
+        SecretShape::File(file) if !file.starts_with('/') => {
             let rule =
                 "must be an absolute path, never the secret itself; its value is not shown here";
             files.fail(&format!("{key}.file"), rule.into());
             return None;
         }
-        (None, Some(file)) => path(files, &format!("{key}.file"), Some(file))?,
-        _ => {
-            files.fail(key, "must have one of credential and file".into());
-            return None;
-        }
+        SecretShape::File(file) => path(files, &format!("{key}.file"), Some(file))?,
     };
     match read_secret(&path) {
         Ok(secret) => Some(Some(secret)),

@@ -75,12 +75,12 @@ pub struct ProviderShape {
     pub deadline: Option<Length>,
 }
 
-/// Where a client secret is kept. Never the secret itself.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct SecretShape {
-    pub credential: Option<String>,
-    pub file: Option<String>,
+/// Where a client secret is kept, a table of exactly one key. Never the secret itself.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretShape {
+    Credential(String),
+    File(String),
 }
 
 /// `[app.NAME]`

@@ -299,10 +299,7 @@ fn a_client_secret_is_read_from_a_closed_file_only() {
         ("5", rule),
         ("{ value = \"canary-5ecret\" }", rule),
         ("{ file = [\"canary-5ecret\"] }", rule),
-        (
-            "{ file = \"/a\", credential = \"b\" }",
-            "must have one of credential and file",
-        ),
+        ("{ file = \"/a\", credential = \"b\" }", rule),
         (
             "{ file = \"DIR/none\" }",
             "is in \"DIR/none\" but cannot be read: there is no such file",

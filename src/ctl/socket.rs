@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::failure::{Exit, Failure};
+use crate::config::Defaults;
 
 const SYSTEM_CONFIG: &str = "/etc/freshd/freshd.toml";
 const SYSTEM_SOCKET: &str = "/run/freshd/admin/freshd.sock";
@@ -36,17 +37,15 @@ pub fn find(
             return Ok(path);
         }
     } else if !root {
-        let directory = config_home(env).map(|home| home.join("freshd/freshd.toml"));
-        if let Some(path) = directory.and_then(|file| configured(&file)) {
+        // The same directories that a daemon without root takes.
+        let text = |name: &str| env(name)?.into_string().ok();
+        let own = Defaults::user(&text);
+        if let Some(path) = configured(&own.file) {
             return Ok(path);
         }
-    }
-    let own = env("XDG_RUNTIME_DIR")
-        .filter(|_| !root)
-        .map(|runtime| PathBuf::from(runtime).join("freshd/admin/freshd.sock"))
-        .filter(|path| path.exists());
-    if let Some(path) = own {
-        return Ok(path);
+        if own.daemon.admin_socket.exists() {
+            return Ok(own.daemon.admin_socket);
+        }
     }
     let system = if config.is_none() {
         configured(Path::new(SYSTEM_CONFIG))
@@ -54,16 +53,6 @@ pub fn find(
         None
     };
     Ok(system.unwrap_or_else(|| PathBuf::from(SYSTEM_SOCKET)))
-}
-
-/// Returns the directory of the user's own configuration.
-pub fn config_home(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let set = |name| {
-        env(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")))
 }
 
 /// Reads `daemon.admin-socket` from a configuration file and the `conf.d/*.toml` beside it; the last one wins.
@@ -162,6 +151,18 @@ mod tests {
         )
         .unwrap();
         assert_eq!(find(None, None, &env, false).unwrap(), Path::new("/mine"));
+    }
+
+    #[test]
+    fn without_a_runtime_directory_the_socket_is_found_where_the_daemon_puts_it() {
+        let home = tempfile::tempdir().unwrap();
+        let env = |name: &str| (name == "HOME").then(|| home.path().into());
+        let socket = home
+            .path()
+            .join(".local/state/freshd/run/admin/freshd.sock");
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        std::fs::write(&socket, "").unwrap();
+        assert_eq!(find(None, None, &env, false).unwrap(), socket);
     }
 
     #[test]

@@ -198,11 +198,11 @@ fn daemon_trouble(status: &Status) -> String {
         let sets = count(status.held as u64, "token set");
         let _ = writeln!(
             out,
-            "\n{sets} only in memory, because the disk refused them"
+            "\n{sets} held outside the database, because the disk refused them"
         );
         hint(
             &mut out,
-            "do not kill freshd: systemctl stop spills them, a SIGKILL loses them",
+            "mend the disk of state-dir before you stop freshd; the log says which of them were spilled and survive a stop",
         );
     }
     if let Some(error) = &status.reload_error {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::driver::Event;
+use super::held;
 use super::providers::Live;
-use super::shared::{Ended, Shared, due, lock, token_of};
+use super::shared::{Ended, Shared, gone, token_of, written};
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
-use crate::refresh::grant::{AccessFacts, Grant, GrantId, NeedsReason, Standing};
-use crate::refresh::horizon::Due;
+use crate::refresh::grant::{Grant, GrantId, NeedsReason, Standing};
+use crate::refresh::horizon::{Due, Written};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
 use crate::refresh::token_response::Outcome;
@@ -27,18 +28,16 @@ pub(super) struct Wanted {
     pub(super) seen: Option<u64>,
 }
 
-/// How an attempt leaves its grant: the schedule's row, and what callers are told.
-pub(super) type Done = (Option<Due>, Ended);
+/// How an attempt leaves its grant: what the schedule is told, and what callers are told.
+pub(super) type Done = (Written, Ended);
 
-/// A write that the disk refused is tried again after this.
-const HELD_RETRY: Duration = Duration::from_secs(1);
 /// A row that the store could not give, or take the mark of, is tried again after this.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs one attempt.
 pub(super) async fn run(shared: Arc<Shared>, provider: String, wanted: Wanted) -> Done {
     let Some(live) = shared.providers.find(&provider) else {
-        return (None, Ended::NoToken);
+        return (unknown(wanted.id, None), Ended::NoToken);
     };
     let attempt = Attempt {
         shared,
@@ -56,14 +55,34 @@ pub(super) async fn run(shared: Arc<Shared>, provider: String, wanted: Wanted) -
 }
 
 /// Finds the row of a grant whose attempt panicked. Its mark, if it had one, says that its fate is unknown.
-pub(super) async fn after_panic(shared: &Shared, id: GrantId) -> Option<Due> {
+pub(super) async fn after_panic(shared: &Shared, id: GrantId) -> Written {
     tracing::error!(grant = id.0, "attempt-panicked");
+    let later = shared.clock.now() + STORE_RETRY;
     match shared.store.grant_by_id(id).await {
-        Ok(grant) => due(&grant?).map(|row| Due {
-            due_at: row.due_at.max(shared.clock.now() + STORE_RETRY),
-            ..row
-        }),
-        Err(_) => None,
+        Ok(Some(grant)) => {
+            let mut written = written(&grant);
+            if let Some(due) = &mut written.due {
+                due.due_at = due.due_at.max(later);
+            }
+            written
+        }
+        Ok(None) => gone(id),
+        Err(_) => unknown(id, Some(later)),
+    }
+}
+
+/// What the schedule is told when the row is not known: any other word about it rules.
+fn unknown(id: GrantId, due_at: Option<UnixTime>) -> Written {
+    let due = due_at.map(|due_at| Due {
+        id,
+        due_at,
+        expires_at: None,
+        version: 0,
+    });
+    Written {
+        id,
+        version: 0,
+        due,
     }
 }
 
@@ -76,13 +95,13 @@ struct Attempt {
 impl Attempt {
     async fn run(&self) -> Result<Done, StoreError> {
         let Some(grant) = self.shared.store.grant_by_id(self.wanted.id).await? else {
-            return Ok((None, Ended::NoToken));
+            return Ok((gone(self.wanted.id), Ended::NoToken));
         };
         // Held until the outcome is on disk (I1, I2).
         let _slot = self.shared.slots.acquire(&grant.key).await;
         let (store, now) = (&self.shared.store, self.shared.clock.now());
         let Some(attemptable) = store.attemptable(self.wanted.id, now).await? else {
-            return Ok((None, Ended::NoToken));
+            return Ok((gone(self.wanted.id), Ended::NoToken));
         };
         let Attemptable {
             mut grant,
@@ -95,7 +114,7 @@ impl Attempt {
             return self.satisfied(grant).await;
         }
         if self.shared.halt(&grant.key.provider).is_some() {
-            return Ok((due(&grant), Ended::NoToken));
+            return Ok((written(&grant), Ended::NoToken));
         }
         let now = self.shared.clock.now();
         let last_active_at = match self.wanted.cause {
@@ -110,21 +129,18 @@ impl Attempt {
             Step::Refresh => match refresh_token {
                 Some(refresh_token) => self.refresh(grant, refresh_token).await,
                 // It did not open: the store has told of it and put the grant aside.
-                None => {
-                    self.shared.cache.forget(&grant.key);
-                    Ok((None, Ended::NoToken))
-                }
+                None => self.wrote(None).await,
             },
             // What the schedule says is not changed by a caller who came too early.
             Step::Wait(at) if self.wanted.cause == Cause::Demand => {
-                Ok((due(&grant), Ended::NotBefore(at)))
+                Ok((written(&grant), Ended::NotBefore(at)))
             }
             Step::Wait(at) => {
                 let waits = self
                     .shared
                     .store
                     .set_due(grant.id, grant.generation, Some(at));
-                Ok(self.wrote(applied(waits.await?)))
+                self.wrote(applied(waits.await?)).await
             }
             Step::Pause(reason, due_at) => {
                 let standing = Standing::Paused(reason);
@@ -133,15 +149,21 @@ impl Attempt {
                     user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
                     reason = standing.reason(), "paused"
                 );
-                Ok(self.wrote(paused))
+                self.wrote(paused).await
             }
             Step::NeedsAuthorization(reason) => {
                 let standing = Standing::NeedsAuthorization(reason);
                 let dead = self.set_standing(&grant, standing, None).await?;
                 self.tell_needs_authorization(&grant, reason, "-");
-                Ok(self.wrote(dead))
+                self.wrote(dead).await
             }
-            Step::Rest => Ok((None, Ended::NoToken)),
+            Step::Rest => {
+                let rests = Written {
+                    due: None,
+                    ..written(&grant)
+                };
+                Ok((rests, Ended::NoToken))
+            }
         }
     }
 
@@ -151,7 +173,7 @@ impl Attempt {
             Some(readable) => token(&readable, &self.shared),
             None => Ended::NoToken,
         };
-        Ok((due(&grant), ended))
+        Ok((written(&grant), ended))
     }
 
     async fn refresh(&self, grant: Grant, refresh_token: RefreshToken) -> Result<Done, StoreError> {
@@ -165,7 +187,7 @@ impl Attempt {
                 .await?
             {
                 Cas::Applied(grant) => grant,
-                Cas::Lost => return Ok((None, Ended::NoToken)),
+                Cas::Lost => return self.wrote(None).await,
             }
         } else {
             grant
@@ -215,57 +237,48 @@ impl Attempt {
         }
     }
 
-    /// Commits a token set; while the disk refuses it, it is held: served, and written again until it sticks (I2).
+    /// Commits a token set. If the disk refuses it, the callers are answered with the held one meanwhile (I2).
     async fn commit(&self, grant: &Grant, tokens: Arc<TokenSet>, due_at: Option<UnixTime>) -> Done {
         let shared = &self.shared;
-        let unused = if shared.activity.take_read(grant.id) {
+        let unused_refreshes = if shared.activity.take_read(grant.id) {
             0
         } else {
             grant.unused_refreshes.saturating_add(1)
         };
-        let mut held = false;
-        loop {
-            let at = shared.clock.now();
-            let committed = shared
-                .store
-                .commit_tokens(TokenCommit {
-                    id: grant.id,
-                    provider: grant.key.provider.clone(),
-                    presented_generation: grant.generation,
-                    tokens: tokens.clone(),
-                    due_at,
-                    standing: grant.standing,
-                    unused_refreshes: unused,
-                    at,
-                })
-                .await;
-            match committed {
-                Ok(Cas::Applied(after)) => {
-                    let recovered = held || grant.failures > 0;
-                    return self.committed(after, &tokens, recovered);
-                }
-                Ok(Cas::Lost) => {
-                    lock(&shared.held).remove(&grant.key);
-                    shared.revocations.notify_one();
-                    tracing::warn!(
-                        user = %shared.names.user(&grant.key), provider = %grant.key.provider,
-                        generation = grant.generation, "superseded"
-                    );
-                    return (None, Ended::NoToken);
-                }
-                Err(error) => {
-                    if !held {
-                        held = true;
-                        tracing::error!(
-                            user = %shared.names.user(&grant.key), provider = %grant.key.provider,
-                            %error, "held"
-                        );
-                        self.hold(grant, &tokens);
-                    }
-                    tokio::time::sleep(HELD_RETRY).await;
-                }
+        let set = TokenCommit {
+            id: grant.id,
+            provider: grant.key.provider.clone(),
+            presented_generation: grant.generation,
+            tokens: tokens.clone(),
+            due_at,
+            standing: grant.standing,
+            unused_refreshes,
+            at: shared.clock.now(),
+        };
+        let mut was_held = false;
+        let committed = held::commit(shared, grant, set, |readable| {
+            was_held = true;
+            let _ = shared.driver.send(Event::Answer {
+                provider: grant.key.provider.clone(),
+                id: grant.id,
+                ended: token(readable, shared),
+            });
+        })
+        .await;
+        let done = match committed {
+            Cas::Applied(after) => self.committed(after, &tokens, was_held || grant.failures > 0),
+            Cas::Lost => {
+                shared.revocations.notify_one();
+                tracing::warn!(
+                    user = %shared.names.user(&grant.key), provider = %grant.key.provider,
+                    generation = grant.generation, "superseded"
+                );
+                let now_is = self.now_is().await.unwrap_or_else(|_| self.again_later());
+                (now_is, Ended::NoToken)
             }
-        }
+        };
+        held::release(shared, &grant.key).await;
+        done
     }
 
     fn committed(&self, grant: Grant, tokens: &TokenSet, recovered: bool) -> Done {
@@ -281,33 +294,7 @@ impl Attempt {
             grant,
         });
         shared.cache.replace(readable.clone());
-        lock(&shared.held).remove(&readable.grant.key);
-        (due(&readable.grant), token(&readable, shared))
-    }
-
-    fn hold(&self, grant: &Grant, tokens: &TokenSet) {
-        let grant = Grant {
-            generation: grant.generation + 1,
-            access: Some(AccessFacts {
-                token_type: tokens.token_type.clone(),
-                obtained_at: tokens.obtained_at,
-                expires_at: tokens.expires_at,
-            }),
-            scope: tokens.scope.clone(),
-            ..grant.clone()
-        };
-        let readable = Arc::new(Readable {
-            access_token: tokens.access_token.clone(),
-            grant,
-        });
-        let key = readable.grant.key.clone();
-        lock(&self.shared.held).insert(key.clone(), readable.clone());
-        self.shared.cache.forget(&key);
-        let _ = self.shared.driver.send(Event::Answer {
-            provider: key.provider,
-            id: self.wanted.id,
-            ended: token(&readable, &self.shared),
-        });
+        (written(&readable.grant), token(&readable, shared))
     }
 
     async fn record(&self, grant: &Grant, failure: Failure) -> Result<Done, StoreError> {
@@ -316,7 +303,7 @@ impl Attempt {
             .store
             .record_failure(grant.id, grant.generation, failure)
             .await?;
-        Ok(self.wrote(applied(recorded)))
+        self.wrote(applied(recorded)).await
     }
 
     async fn set_standing(
@@ -332,22 +319,29 @@ impl Attempt {
             .await
     }
 
-    fn wrote(&self, grant: Option<Grant>) -> Done {
-        let row = grant.and_then(|grant| {
-            self.shared.cache.forget(&grant.key);
-            due(&grant)
-        });
-        (row, Ended::NoToken)
+    /// After a write: what the grant is now. Where the write found another grant than ours, that is looked up.
+    async fn wrote(&self, grant: Option<Grant>) -> Result<Done, StoreError> {
+        let now_is = match grant {
+            Some(grant) => {
+                self.shared.cache.forget(&grant.key);
+                written(&grant)
+            }
+            None => self.now_is().await?,
+        };
+        Ok((now_is, Ended::NoToken))
     }
 
-    /// A row for the schedule when the store could not be asked: its true one is unknown.
-    fn again_later(&self) -> Option<Due> {
-        Some(Due {
-            id: self.wanted.id,
-            due_at: self.shared.clock.now() + STORE_RETRY,
-            expires_at: None,
-            version: 0,
-        })
+    async fn now_is(&self) -> Result<Written, StoreError> {
+        let Some(grant) = self.shared.store.grant_by_id(self.wanted.id).await? else {
+            return Ok(gone(self.wanted.id));
+        };
+        self.shared.cache.forget(&grant.key);
+        Ok(written(&grant))
+    }
+
+    /// What the schedule is told when the store could not be asked.
+    fn again_later(&self) -> Written {
+        unknown(self.wanted.id, Some(self.shared.clock.now() + STORE_RETRY))
     }
 
     async fn apply_to_provider(&self, effect: ProviderEffect, outcome: &Outcome) {
@@ -373,7 +367,7 @@ impl Attempt {
             ProviderEffect::Stop if news => {
                 tracing::warn!(
                     %provider, code,
-                    hint = "mend client-id or client-secret, then reload; no grant was touched",
+                    hint = "mend client-id or client-secret, then reload (a secret in a file) or restart (a systemd credential); no grant was touched",
                     "provider-stopped"
                 );
             }

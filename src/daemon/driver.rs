@@ -15,7 +15,7 @@ use super::providers::Halt;
 use super::shared::{Ended, Shared};
 use crate::refresh::attempt::Cause;
 use crate::refresh::grant::GrantId;
-use crate::refresh::horizon::{Action, Due, Schedule};
+use crate::refresh::horizon::{Action, Due, Schedule, Written};
 use crate::refresh::time::UnixTime;
 use crate::store::StoreError;
 
@@ -28,11 +28,7 @@ pub(super) enum Event {
         waiter: Waiter,
     },
     /// A write changed a row, or removed it from the schedule.
-    Written {
-        provider: String,
-        id: GrantId,
-        row: Option<Due>,
-    },
+    Written { provider: String, written: Written },
     /// Callers can be answered, although the attempt still holds its slot: the token set is held.
     Answer {
         provider: String,
@@ -42,8 +38,7 @@ pub(super) enum Event {
     /// An attempt is over.
     Ended {
         provider: String,
-        id: GrantId,
-        row: Option<Due>,
+        written: Written,
         ended: Ended,
     },
     /// A page was read.
@@ -199,19 +194,21 @@ impl Driver {
         self.running += 1;
         let (shared, events) = (self.shared.clone(), self.events.clone());
         let waiters = self.waiters.get(&id).map(Vec::as_slice).unwrap_or_default();
-        let seen = waiters.iter().map(|waiter| waiter.seen).max();
+        let waiting = waiters.iter().filter(|waiter| !waiter.answer.is_closed());
+        let seen = waiting.map(|waiter| waiter.seen).max();
+        // Who demanded it may have gone while the provider's pace held it up.
+        let cause = if seen.is_some() { cause } else { Cause::Due };
         let wanted = attempt::Wanted { id, cause, seen };
         tokio::spawn(async move {
             // An attempt that panics must still end, or its grant would never be tried again.
             let attempt = tokio::spawn(attempt::run(shared.clone(), provider.clone(), wanted));
-            let (row, ended) = match attempt.await {
+            let (written, ended) = match attempt.await {
                 Ok(done) => done,
                 Err(_) => (attempt::after_panic(&shared, id).await, Ended::NoToken),
             };
             let _ = events.send(Event::Ended {
                 provider,
-                id,
-                row,
+                written,
                 ended,
             });
         });
@@ -224,9 +221,9 @@ impl Driver {
                 id,
                 waiter,
             } => self.demand(&provider, id, waiter),
-            Event::Written { provider, id, row } => {
+            Event::Written { provider, written } => {
                 if let Some(horizon) = self.schedule.provider(&provider) {
-                    horizon.handle_write(id, row);
+                    horizon.handle_write(written);
                 }
             }
             Event::Answer {
@@ -236,13 +233,12 @@ impl Driver {
             } => self.answer(&provider, id, &ended),
             Event::Ended {
                 provider,
-                id,
-                row,
+                written,
                 ended,
             } => {
                 self.running -= 1;
-                self.schedule.handle_end(&provider, id, row);
-                self.answer(&provider, id, &ended);
+                self.schedule.handle_end(&provider, written);
+                self.answer(&provider, written.id, &ended);
             }
             Event::Page {
                 provider,
@@ -318,8 +314,12 @@ impl Driver {
             self.schedule.set_max_in_flight(max_in_flight);
         }
         let providers = self.shared.providers.all();
-        self.schedule
+        let gone = self
+            .schedule
             .retain_providers(|name| providers.contains_key(name));
+        for id in gone {
+            self.answer("", id, &Ended::NoToken);
+        }
         for (name, live) in providers.iter() {
             self.schedule.set_provider(name, live.config.pace);
             let halt = self.shared.halt(name);

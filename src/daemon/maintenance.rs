@@ -18,7 +18,7 @@ use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 use super::shared::Shared;
 use crate::config;
 
-/// Activity and fingerprints of grants that are gone, older than this, are purged.
+/// Activity notes of users without grants, older than this, are purged.
 const KEEP_ACTIVITY: Duration = Duration::from_secs(400 * 86_400);
 
 #[derive(Clone, Copy, Debug)]

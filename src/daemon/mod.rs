@@ -9,6 +9,7 @@ mod cache;
 mod changes;
 pub mod clock;
 mod driver;
+mod held;
 mod import;
 mod keeper;
 pub mod log;
@@ -133,7 +134,7 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
         cache: Cache::new(config.daemon.cache_bytes),
         names: log::Names::new(config.daemon.log_users, store.clone()),
         driver: driver.clone(),
-        held: Mutex::default(),
+        held: Default::default(),
         deleting: Mutex::default(),
         revocations: Default::default(),
         draining: AtomicBool::new(false),
@@ -141,6 +142,7 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
         reload_error: Mutex::default(),
         store,
     });
+    held::take_up(&shared).await?;
     reload::apply(&shared, &config, live).await?;
     let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));
     let keeper = Arc::new(keeper::Daemon(shared.clone()));
@@ -228,7 +230,7 @@ impl Handle {
 
     async fn swap(&self, config: Config) -> Result<(), String> {
         let live = reload::clients(&config).map_err(|error| error.to_string())?;
-        let fixed = reload::fixed_at_start(&lock(&self.config).daemon, &config.daemon);
+        let fixed = reload::fixed_at_start(&lock(&self.config), &config);
         // Sockets first: they are what can still fail, and an unused one does no harm.
         {
             let running = lock(&self.config).daemon.clone();
@@ -256,6 +258,7 @@ impl Handle {
         let mut current = lock(&self.config);
         *current = Config {
             daemon: current.daemon.clone(),
+            maintenance: current.maintenance.clone(),
             ..config
         };
         Ok(())
@@ -268,10 +271,10 @@ impl Handle {
         let patience = self.drain_patience();
         let (answer, drained) = oneshot::channel();
         let _ = shared.driver.send(Event::Drain(answer));
-        if tokio::time::timeout(patience, drained).await.is_err() {
+        if !self.drained(drained, patience).await {
             tracing::error!(
-                held = lock(&shared.held).len(),
-                waited = ?patience,
+                held = shared.held.len(),
+                hint = "held sets that were spilled are taken up at the next start; nothing else was in flight longer than its deadline",
                 "drain-incomplete"
             );
         }
@@ -285,6 +288,25 @@ impl Handle {
         }
         shared.store.close().await;
         tracing::info!("stopped");
+    }
+
+    /// Waits until nothing is in flight. Where nothing but held sets is left, they get [`DISK_WAIT`]: they
+    /// are in the spill file.
+    async fn drained(&self, drained: oneshot::Receiver<()>, patience: Duration) -> bool {
+        let only_held = async {
+            let mut looks = 0;
+            while looks < DISK_WAIT.as_secs() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let look = view::look(&self.shared).await;
+                let only = look.is_some_and(|look| look.in_flight <= self.shared.held.len());
+                looks = if only { looks + 1 } else { 0 };
+            }
+        };
+        tokio::select! {
+            ended = drained => ended.is_ok(),
+            () = only_held => false,
+            () = tokio::time::sleep(patience) => false,
+        }
     }
 
     /// Twice the longest request deadline, and time for the disk.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::driver::Event;
 use super::providers::Live;
 use super::shared::{Shared, lock};
-use crate::config::{self, App, AppPeer, Config, ConfigError};
+use crate::config::{App, AppPeer, Config, ConfigError};
 use crate::local_api::rules::{Rule, RulePeer, Rules};
 use crate::refresh::grant::GrantId;
 use crate::store::StoreError;
@@ -173,8 +173,12 @@ async fn reschedule(shared: Arc<Shared>, provider: String, margin_ms: i64) {
 }
 
 /// Says what a reload can't change, because it was fixed at the start.
-pub(super) fn fixed_at_start(running: &config::Daemon, new: &config::Daemon) -> Vec<&'static str> {
+pub(super) fn fixed_at_start(running: &Config, new: &Config) -> Vec<&'static str> {
     let mut fixed = Vec::new();
+    if running.maintenance != new.maintenance {
+        fixed.push("maintenance");
+    }
+    let (running, new) = (&running.daemon, &new.daemon);
     let mut check = |key, changed: bool| {
         if changed {
             fixed.push(key);

@@ -1,6 +1,6 @@
 //! What the daemon's tasks share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,12 +11,13 @@ use super::activity::Activity;
 use super::cache::Cache;
 use super::clock::Clock;
 use super::driver::{Event, Waiter};
+use super::held::Held;
 use super::log::Names;
 use super::providers::{Halt, Providers};
 use super::slots::SlotTable;
 use crate::local_api::keeper::Token;
-use crate::refresh::grant::{Grant, GrantKey};
-use crate::refresh::horizon::Due;
+use crate::refresh::grant::{Grant, GrantId, GrantKey};
+use crate::refresh::horizon::{Due, Written};
 use crate::refresh::time::UnixTime;
 use crate::store::{Readable, Store, StoreError};
 
@@ -30,8 +31,7 @@ pub(super) struct Shared {
     pub(super) cache: Cache,
     pub(super) names: Names,
     pub(super) driver: UnboundedSender<Event>,
-    /// Token sets that the disk refused; they are served from here and written again until they stick (I2).
-    pub(super) held: Mutex<BTreeMap<GrantKey, Arc<Readable>>>,
+    pub(super) held: Held,
     /// Grants whose deletion has been asked for: unreadable at once.
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
     pub(super) revocations: Notify,
@@ -61,8 +61,8 @@ impl Shared {
         if lock(&self.deleting).contains(key) {
             return Ok(None);
         }
-        if let Some(held) = lock(&self.held).get(key) {
-            return Ok(Some(held.clone()));
+        if let Some(held) = self.held.find(key) {
+            return Ok(Some(held));
         }
         let epoch = match self.cache.find(key) {
             Ok(readable) => return Ok(Some(readable)),
@@ -81,8 +81,7 @@ impl Shared {
         self.cache.forget(&grant.key);
         let _ = self.driver.send(Event::Written {
             provider: grant.key.provider.clone(),
-            id: grant.id,
-            row: due(grant),
+            written: written(grant),
         });
     }
 
@@ -92,8 +91,7 @@ impl Shared {
         self.activity.take_read(grant.id);
         let _ = self.driver.send(Event::Written {
             provider: grant.key.provider.clone(),
-            id: grant.id,
-            row: None,
+            written: gone(grant.id),
         });
     }
 
@@ -132,14 +130,28 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The schedule's row of a grant.
-pub(super) fn due(grant: &Grant) -> Option<Due> {
-    Some(Due {
+/// What the schedule is told of a grant as it is now.
+pub(super) fn written(grant: &Grant) -> Written {
+    let due = grant.due_at.map(|due_at| Due {
         id: grant.id,
-        due_at: grant.due_at?,
+        due_at,
         expires_at: grant.expires_at(),
         version: grant.version,
-    })
+    });
+    Written {
+        id: grant.id,
+        version: grant.version,
+        due,
+    }
+}
+
+/// What the schedule is told of a grant that is gone.
+pub(super) fn gone(id: GrantId) -> Written {
+    Written {
+        id,
+        version: u64::MAX,
+        due: None,
+    }
 }
 
 /// A grant's access token, as callers get it.

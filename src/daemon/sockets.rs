@@ -1,7 +1,8 @@
 //! The daemon's sockets: bound or taken over from systemd, served, and changed by a reload.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -129,12 +130,11 @@ fn bind(path: &Path, kind: &SocketKind) -> std::io::Result<UnixListener> {
         SocketKind::App(_) => {
             if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
                 if let Some(above) = directory.parent() {
-                    std::fs::DirBuilder::new()
-                        .recursive(true)
-                        .mode(0o755)
-                        .create(above)?;
+                    listen::make_directories(above)?;
                 }
-                std::fs::DirBuilder::new().mode(0o750).create(directory)?;
+                std::fs::create_dir(directory)?;
+                // Our umask is tighter than what an admin's group needs.
+                std::fs::set_permissions(directory, Permissions::from_mode(0o750))?;
             }
             listen::bind(path, 0o666, None)
         }

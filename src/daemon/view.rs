@@ -140,7 +140,7 @@ pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
         providers,
         in_flight: look.map_or(0, |look| look.in_flight),
         next_due_at: next_due_at.map(UnixTime::rfc3339),
-        held: lock(&shared.held).len(),
+        held: shared.held.len(),
         revocations,
         store: shared.store.failing().unwrap_or_else(|| "ok".to_owned()),
     })

@@ -52,7 +52,12 @@ fn bind_beside(path: &Path, mode: u32, gid: Option<u32>) -> io::Result<UnixListe
     Ok(listener)
 }
 
-fn make_directories(directory: &Path) -> io::Result<()> {
+/// Makes the missing ones of a path's directories, 0755 whatever the umask.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn make_directories(directory: &Path) -> io::Result<()> {
     let missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
     let mut missing: Vec<_> = directory.ancestors().take_while(missing).collect();
     missing.reverse();

@@ -169,18 +169,6 @@ pub fn too_large(limit: usize) -> Problem {
     )
 }
 
-/// 429: the peer asks more than it may.
-pub fn over_quota(retry_after: Duration) -> Problem {
-    let detail = "this peer has used up its quota of requests";
-    problem(
-        "over-quota",
-        StatusCode::TOO_MANY_REQUESTS,
-        "Too many requests",
-        detail,
-    )
-    .retry(retry_after)
-}
-
 /// 500: freshd's own fault, whatever it was; the log has more.
 pub fn internal() -> Problem {
     let detail = "something went wrong inside freshd; its log says what";
@@ -345,7 +333,6 @@ mod tests {
             ),
             (grant_exists(&key, 3), "grant-exists", 409),
             (too_large(1), "too-large", 413),
-            (over_quota(second), "over-quota", 429),
             (internal(), "internal", 500),
             (refresh_failed("connect", second), "refresh-failed", 503),
             (

@@ -34,6 +34,17 @@ pub struct Due {
     pub version: u64,
 }
 
+/// What a write made of a grant's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The grant.
+    pub id: GrantId,
+    /// The row's version after the write; `u64::MAX` for a row that is gone, 0 where it is not known.
+    pub version: u64,
+    /// The row, if anything is due.
+    pub due: Option<Due>,
+}
+
 /// How far ahead rows are loaded.
 const WINDOW: Duration = Duration::from_secs(10 * 60);
 /// Rows in one page: about 3 MB of memory, 100 seconds of a million hourly grants.
@@ -76,7 +87,8 @@ pub struct Horizon {
     /// The place of each in that order.
     demanded_at: BTreeMap<GrantId, u64>,
     demands: u64,
-    in_flight: BTreeSet<GrantId>,
+    /// Attempts under way, each with the newest write that was told meanwhile.
+    in_flight: BTreeMap<GrantId, Option<Written>>,
     /// Everything due up to here is in memory.
     loaded: Option<(UnixTime, GrantId)>,
     /// The bound of the page that is being read. Published before the read, so that a write which the
@@ -96,7 +108,7 @@ impl Horizon {
             demanded: BTreeMap::new(),
             demanded_at: BTreeMap::new(),
             demands: 0,
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
             loaded: None,
             loading: None,
         }
@@ -125,7 +137,7 @@ impl Horizon {
     /// that was asked for again brings the rest.
     pub fn handle_page(&mut self, rows: &[Due], until: UnixTime, limit: usize) {
         for row in rows {
-            if !self.in_flight.contains(&row.id) {
+            if !self.in_flight.contains_key(&row.id) {
                 self.put(*row);
             }
         }
@@ -144,23 +156,19 @@ impl Horizon {
         self.loading = None;
     }
 
-    /// Takes what a write made of a row: its new due time, or none.
-    pub fn handle_write(&mut self, id: GrantId, row: Option<Due>) {
-        if self.in_flight.contains(&id) {
-            return; // the end of its attempt brings the newest row
-        }
-        let Some(row) = row else {
-            self.take(id);
+    /// Takes what a write made of a row. Writes may be told in any order: the newest version rules.
+    pub fn handle_write(&mut self, written: Written) {
+        let Written { id, version, due } = written;
+        if let Some(newest) = self.in_flight.get_mut(&id) {
+            if newest.is_none_or(|newest| newest.version <= version) {
+                *newest = Some(written);
+            }
             return;
-        };
-        if self.is_inside(row.due_at, row.id) {
-            self.put(row);
-        } else if self
-            .rows
-            .get(&id)
-            .is_some_and(|old| old.version <= row.version)
-        {
-            self.take(id);
+        }
+        match due {
+            Some(row) if self.is_inside(row.due_at, id) => self.put(row),
+            _ if self.rows.get(&id).is_some_and(|old| old.version <= version) => self.take(id),
+            _ => {}
         }
     }
 
@@ -171,7 +179,7 @@ impl Horizon {
 
     /// A caller waits for this grant.
     pub fn handle_demand(&mut self, id: GrantId) {
-        if !self.in_flight.contains(&id) && !self.demanded_at.contains_key(&id) {
+        if !self.in_flight.contains_key(&id) && !self.demanded_at.contains_key(&id) {
             self.demanded.insert(self.demands, id);
             self.demanded_at.insert(id, self.demands);
             self.demands += 1;
@@ -184,12 +192,16 @@ impl Horizon {
         std::mem::take(&mut self.demanded).into_values().collect()
     }
 
-    /// An attempt has ended, with what its row is now.
-    pub fn handle_end(&mut self, id: GrantId, row: Option<Due>) {
-        if self.in_flight.remove(&id) {
-            self.pacer.end();
+    /// An attempt has ended, with what it made of its row. Somebody else's write after it, told before it, rules.
+    pub fn handle_end(&mut self, written: Written) {
+        let Some(meanwhile) = self.in_flight.remove(&written.id) else {
+            return self.handle_write(written);
+        };
+        self.pacer.end();
+        match meanwhile {
+            Some(newer) if newer.version >= written.version => self.handle_write(newer),
+            _ => self.handle_write(written),
         }
-        self.handle_write(id, row);
     }
 
     fn put(&mut self, row: Due) {
@@ -262,7 +274,7 @@ impl Horizon {
             None => Cause::Due,
         };
         self.take(id);
-        self.in_flight.insert(id);
+        self.in_flight.insert(id, None);
         self.pacer.begin();
         Some(Action::Begin { id, cause })
     }
@@ -362,15 +374,19 @@ impl Schedule {
         }
     }
 
-    /// Stops scheduling providers that are not in `configured`; what they have in flight ends as it ends.
-    pub fn retain_providers(&mut self, configured: impl Fn(&str) -> bool) {
+    /// Stops scheduling providers that are not in `configured`, and returns what was demanded of them. What
+    /// they have in flight ends as it ends.
+    pub fn retain_providers(&mut self, configured: impl Fn(&str) -> bool) -> Vec<GrantId> {
+        let mut demanded = Vec::new();
         self.horizons.retain(|name, horizon| {
             let keep = configured(name);
             if !keep {
                 self.in_flight = self.in_flight.saturating_sub(horizon.in_flight.len());
+                demanded.append(&mut horizon.take_demands());
             }
             keep
         });
+        demanded
     }
 
     /// Returns a provider's horizon.
@@ -378,13 +394,13 @@ impl Schedule {
         self.horizons.get_mut(provider)
     }
 
-    /// An attempt has ended, with what its row is now.
-    pub fn handle_end(&mut self, provider: &str, id: GrantId, row: Option<Due>) {
+    /// An attempt has ended, with what it made of its row.
+    pub fn handle_end(&mut self, provider: &str, written: Written) {
         if let Some(horizon) = self.horizons.get_mut(provider) {
-            if horizon.in_flight.contains(&id) {
+            if horizon.in_flight.contains_key(&written.id) {
                 self.in_flight = self.in_flight.saturating_sub(1);
             }
-            horizon.handle_end(id, row);
+            horizon.handle_end(written);
         }
     }
 

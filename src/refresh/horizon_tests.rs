@@ -40,6 +40,15 @@ fn loaded(pace: Pace, rows: &[Due]) -> Horizon {
     horizon
 }
 
+/// A write of a row, or of one that has nothing due any more.
+fn wrote(id: i64, version: u64, due: Option<Due>) -> Written {
+    Written {
+        id: GrantId(id),
+        version,
+        due: due.map(|due| Due { version, ..due }),
+    }
+}
+
 fn begun(horizon: &mut Horizon, now: UnixTime) -> Vec<i64> {
     let mut ids = Vec::new();
     while let Some(action) = horizon.poll_action(now) {
@@ -68,12 +77,12 @@ fn living_tokens_go_first_by_their_end_then_the_ended_ones() {
 fn a_token_that_ends_while_it_waits_joins_the_ended_ones() {
     let mut horizon = loaded(pace(1), &[row(1, 1, 5), row(2, 1, 60), row(3, 1, 90)]);
     assert_eq!(begun(&mut horizon, NOW), [1]);
-    horizon.handle_end(GrantId(1), None);
-    horizon.handle_write(GrantId(4), Some(row(4, 3, 8)));
+    horizon.handle_end(wrote(1, 2, None));
+    horizon.handle_write(wrote(4, 1, Some(row(4, 3, 8))));
     let later = NOW + secs(30);
     for expected in [2, 3, 4] {
         assert_eq!(begun(&mut horizon, later), [expected]);
-        horizon.handle_end(GrantId(expected), None);
+        horizon.handle_end(wrote(expected, 2, None));
     }
 }
 
@@ -99,26 +108,14 @@ fn one_attempt_per_grant_whoever_asks() {
     horizon.handle_demand(GrantId(1));
     assert_eq!(begun(&mut horizon, NOW), [1]);
     horizon.handle_demand(GrantId(1));
-    horizon.handle_write(
-        GrantId(1),
-        Some(Due {
-            version: 2,
-            ..row(1, 1, 60)
-        }),
-    );
+    horizon.handle_write(wrote(1, 2, Some(row(1, 1, 60))));
     horizon.reload();
     let Some(Action::Load { until, limit, .. }) = horizon.poll_action(NOW) else {
         panic!("a reload loads");
     };
     horizon.handle_page(&[row(1, 1, 60)], until, limit);
     assert_eq!(begun(&mut horizon, NOW), [0i64; 0], "its slot is taken");
-    horizon.handle_end(
-        GrantId(1),
-        Some(Due {
-            version: 3,
-            ..row(1, -100, 160)
-        }),
-    );
+    horizon.handle_end(wrote(1, 3, Some(row(1, -100, 160))));
     assert_eq!(begun(&mut horizon, NOW), [0i64; 0]);
     assert_eq!(begun(&mut horizon, NOW + secs(100)), [1]);
 }
@@ -129,7 +126,7 @@ fn a_write_that_a_running_read_may_miss_joins_by_itself() {
     let Some(Action::Load { until, limit, .. }) = horizon.poll_action(NOW) else {
         panic!("an empty horizon loads first");
     };
-    horizon.handle_write(GrantId(1), Some(row(1, 1, 60)));
+    horizon.handle_write(wrote(1, 1, Some(row(1, 1, 60))));
     horizon.handle_page(&[], until, limit);
     assert_eq!(begun(&mut horizon, NOW), [1]);
 }
@@ -140,13 +137,7 @@ fn the_newer_version_of_a_row_wins() {
     let Some(Action::Load { until, limit, .. }) = horizon.poll_action(NOW) else {
         panic!("an empty horizon loads first");
     };
-    horizon.handle_write(
-        GrantId(1),
-        Some(Due {
-            version: 5,
-            ..row(1, -50, 110)
-        }),
-    );
+    horizon.handle_write(wrote(1, 5, Some(row(1, -50, 110))));
     horizon.handle_page(
         &[Due {
             version: 4,
@@ -166,15 +157,33 @@ fn the_newer_version_of_a_row_wins() {
 #[test]
 fn a_row_that_moved_beyond_the_bound_or_lost_its_due_time_leaves() {
     let mut horizon = loaded(pace(9), &[row(1, 1, 60), row(2, 1, 60), row(3, 1, 60)]);
-    horizon.handle_write(
-        GrantId(1),
-        Some(Due {
-            version: 2,
-            ..row(1, -86_400, 90_000)
-        }),
-    );
-    horizon.handle_write(GrantId(2), None);
+    horizon.handle_write(wrote(1, 2, Some(row(1, -86_400, 90_000))));
+    horizon.handle_write(wrote(2, 2, None));
     assert_eq!(begun(&mut horizon, NOW), [3]);
+}
+
+#[test]
+fn a_write_told_before_the_end_of_an_attempt_but_made_after_it_rules() {
+    let mut horizon = loaded(pace(9), &[row(1, 1, 60), row(2, 1, 60)]);
+    assert_eq!(begun(&mut horizon, NOW), [1, 2]);
+    // The attempts ended without anything due; imports made the grants due again at once.
+    horizon.handle_write(wrote(1, 4, Some(row(1, 0, 60))));
+    horizon.handle_write(wrote(2, 2, Some(row(2, 0, 60))));
+    horizon.handle_end(wrote(1, 3, None));
+    horizon.handle_end(wrote(2, 3, None));
+    assert_eq!(
+        begun(&mut horizon, NOW),
+        [1],
+        "the second attempt wrote last"
+    );
+}
+
+#[test]
+fn an_older_word_about_a_row_changes_nothing() {
+    let mut horizon = loaded(pace(9), &[]);
+    horizon.handle_write(wrote(1, 5, Some(row(1, 1, 60))));
+    horizon.handle_write(wrote(1, 4, None));
+    assert_eq!(begun(&mut horizon, NOW), [1]);
 }
 
 #[test]
@@ -283,6 +292,6 @@ fn a_provider_that_left_the_configuration_frees_its_places() {
     let mut schedule = two(2, &[row(1, 1, 60), row(2, 1, 60)], &[]);
     assert_eq!(begins(&mut schedule).len(), 2);
     schedule.retain_providers(|name| name == "b");
-    schedule.handle_end("a", GrantId(1), Some(row(1, -60, 120)));
+    schedule.handle_end("a", wrote(1, 2, Some(row(1, -60, 120))));
     assert_eq!(schedule.in_flight(), 0);
 }

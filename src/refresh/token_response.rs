@@ -343,7 +343,7 @@ mod tests {
         }
     }
 
-    /// What each answer means; the table of RELIABILITY rows 5, 17 and 21.
+    /// What each answer means.
     #[test]
     fn answers_are_told_apart() {
         let now = |status, code| Outcome::RefusedForNow {

@@ -29,6 +29,7 @@ mod schedule;
 mod schema;
 mod seal;
 mod session;
+mod spill;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -48,6 +49,7 @@ pub use schedule::{Filter, Rescheduler};
 use keyring::Keyring;
 use reader::Readers;
 use session::{Disk, Session, Trouble};
+use spill::Spill;
 use tokio::sync::oneshot;
 use writer::{Class, Writer};
 
@@ -86,6 +88,8 @@ struct Inner {
     readers: Readers,
     keyring: Arc<Keyring>,
     disk: Arc<Disk>,
+    /// Absent where it could not be made; told then.
+    spill: Option<Spill>,
     /// Held until the database is closed: one daemon per state directory.
     lock: Mutex<Option<File>>,
 }
@@ -123,12 +127,17 @@ impl Store {
         )
         .map_err(threads)?;
         let lock = Mutex::new(Some(opened.lock));
+        // Without it a set that the disk refuses is in memory only; that is no reason not to serve.
+        let spill = Spill::open(&opened.layout.spill)
+            .inspect_err(|error| tracing::warn!(%error, "spill-failed"))
+            .ok();
         Ok(Store {
             inner: Arc::new(Inner {
                 writer,
                 readers,
                 keyring,
                 disk,
+                spill,
                 lock,
             }),
         })

@@ -19,6 +19,7 @@ const DATABASE_LOG: &str = "freshd.db-wal";
 const UNNAMED_DATABASE: &str = "freshd.db.new";
 const KEYRING: &str = "keyring";
 const LOCK: &str = "lock";
+const SPILL: &str = "spill";
 
 /// Where and with which key.
 #[derive(Debug)]
@@ -153,6 +154,7 @@ pub(super) struct Layout {
     unnamed_database: PathBuf,
     pub(super) keyring: PathBuf,
     pub(super) lock: PathBuf,
+    pub(super) spill: PathBuf,
 }
 
 impl Layout {
@@ -164,6 +166,7 @@ impl Layout {
             unnamed_database: dir.join(UNNAMED_DATABASE),
             keyring: dir.join(KEYRING),
             lock: dir.join(LOCK),
+            spill: dir.join(SPILL),
         }
     }
 

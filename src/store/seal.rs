@@ -28,6 +28,8 @@ pub(super) enum Purpose {
     RevokeAccess,
     /// A refresh token that waits for its revocation.
     RevokeRefresh,
+    /// A whole token set in the spill file.
+    Spill,
 }
 
 impl Purpose {
@@ -37,6 +39,7 @@ impl Purpose {
             Purpose::Refresh => "refresh",
             Purpose::RevokeAccess => "revoke-access",
             Purpose::RevokeRefresh => "revoke-refresh",
+            Purpose::Spill => "spill",
         }
     }
 }

@@ -3,6 +3,7 @@
 mod counting;
 mod opening;
 mod sealing;
+mod spilling;
 mod verbs;
 mod writing;
 

@@ -30,7 +30,8 @@ async fn killed() -> (TempDir, Kek) {
             "freshd.db-shm",
             "freshd.db-wal",
             "keyring",
-            "lock"
+            "lock",
+            "spill"
         ]
     );
     (copy, bench.kek.clone())
@@ -62,7 +63,8 @@ fn a_new_store_is_readable_by_nobody_else() {
             "freshd.db-shm",
             "freshd.db-wal",
             "keyring",
-            "lock"
+            "lock",
+            "spill"
         ]
     );
     for name in names {

@@ -209,7 +209,7 @@ async fn a_revocation_that_does_not_open_is_set_aside_and_the_others_go_on() {
     let edits = [
         "token = x'00'",
         "provider = 'evil'",
-        "kind = 'access'",
+        "kind = 'access_token'",
         "kind = 'nonsense', provider = 'evil'",
         "token = (SELECT token FROM revocations WHERE id = 2)",
     ];

@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use serde_json::json;
 use support::canary::{Canary, found_below, found_in};
 use support::daemon::{Config, freshctl, grant_path};
-use support::{Answer, Connection, Freshd, Reply, Rotating, ScriptedServer};
+use support::{Answer, Connection, Freshd, Reply, Rotating, ScriptedServer, eventually};
 
 /// Special characters, so that each escaping shows; all of them allowed in a token (RFC 6749 §A.12).
 const MARK: &str = "canary\"\\/+%:&=~ ";
@@ -390,4 +390,384 @@ fn the_search_finds_every_disguise() {
         );
     }
     assert!(found_in("here", b"nothing to see, move along, canary", &canaries).is_empty());
+}
+
+// Panics.
+
+/// Everything a panic of `work` prints, through the hook that prints it and the one who joins it.
+fn panic_of(work: impl FnOnce() + Send + 'static) -> String {
+    use std::sync::{Arc, Mutex};
+    let printed = Arc::new(Mutex::new(String::new()));
+    let printing = printed.clone();
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let backtrace = std::backtrace::Backtrace::force_capture();
+        printing
+            .lock()
+            .unwrap()
+            .push_str(&format!("{info}\n{info:?}\n{backtrace}"));
+    }));
+    let joined = std::thread::spawn(work).join();
+    std::panic::set_hook(before);
+    let payload = joined.expect_err("it panics");
+    let text = payload.downcast_ref::<String>().expect("it has a message");
+    format!("{}\n{text}", printed.lock().unwrap())
+}
+
+/// Every public type that holds a secret, holding one, as `{:?}` and `{:#?}` show it.
+fn everything_shown(canary: &str) -> Vec<(&'static str, String)> {
+    use freshd::profile::{ClientAuth, Registration};
+    use freshd::refresh::grant::{GrantId, Standing};
+    use freshd::refresh::time::UnixTime;
+    use freshd::refresh::token::{AccessToken, ClientSecret, RefreshToken, TokenKind, TokenSet};
+    use freshd::refresh::token_response::{Answer, classify};
+    use freshd::store::{RevocationId, RevocationJob, TokenCommit};
+    use std::time::Duration;
+
+    let (access, refresh) = (AccessToken::new(canary), RefreshToken::new(canary));
+    let secret = ClientSecret::new(canary);
+    let set = TokenSet {
+        access_token: Some(access.clone()),
+        token_type: "Bearer".into(),
+        expires_at: None,
+        obtained_at: UnixTime::EPOCH,
+        refresh_token: Some(refresh.clone()),
+        scope: None,
+    };
+    let body =
+        json!({ "access_token": canary, "refresh_token": canary, "expires_in": 60 }).to_string();
+    let answer = Answer {
+        status: 200,
+        retry_after: None,
+        body: body.as_bytes(),
+    };
+    let refused_body = json!({ "error": canary, "error_description": canary }).to_string();
+    let refused = Answer {
+        status: 400,
+        retry_after: Some(canary),
+        body: refused_body.as_bytes(),
+    };
+    let registration = Registration {
+        provider: "acme".into(),
+        token_endpoint: "http://127.0.0.1:1/token".parse().unwrap(),
+        revocation_endpoint: None,
+        client_auth: ClientAuth::Basic,
+        client_id: "client".into(),
+        client_secret: Some(secret.clone()),
+        dead_grant_codes: Vec::new(),
+        connect_timeout: Duration::from_secs(1),
+        deadline: Duration::from_secs(2),
+    };
+    let client =
+        freshd::token_endpoint::Client::new(registration.clone(), &Default::default()).unwrap();
+    let job = RevocationJob {
+        id: RevocationId(1),
+        provider: "acme".into(),
+        kind: TokenKind::Refresh,
+        token: canary.to_owned().into(),
+        tries: 0,
+        created_at: UnixTime::EPOCH,
+    };
+    let commit = TokenCommit {
+        id: GrantId(1),
+        provider: "acme".into(),
+        presented_generation: 1,
+        tokens: std::sync::Arc::new(set.clone()),
+        due_at: None,
+        standing: Standing::Active,
+        unused_refreshes: 0,
+        at: UnixTime::EPOCH,
+    };
+    let now = UnixTime::EPOCH;
+    vec![
+        ("AccessToken", format!("{access:?}{access:#?}")),
+        ("RefreshToken", format!("{refresh:?}{refresh:#?}")),
+        ("ClientSecret", format!("{secret:?}{secret:#?}")),
+        ("TokenSet", format!("{set:?}{set:#?}")),
+        (
+            "Outcome of tokens",
+            format!("{0:?}{0:#?}", classify(&answer, &[], now)),
+        ),
+        (
+            "Outcome of a refusal",
+            format!("{0:?}{0:#?}", classify(&refused, &[], now)),
+        ),
+        ("Registration", format!("{registration:?}{registration:#?}")),
+        ("Client", format!("{client:?}{client:#?}")),
+        ("RevocationJob", format!("{job:?}{job:#?}")),
+        ("TokenCommit", format!("{commit:?}{commit:#?}")),
+    ]
+}
+
+#[test]
+fn no_debug_print_of_anything_that_holds_a_secret_shows_it() {
+    let secret = format!("{MARK}in-debug");
+    let canaries = [Canary::new("a secret", secret.as_bytes())];
+    for (name, shown) in everything_shown(&secret) {
+        let found = found_in(name, shown.as_bytes(), &canaries);
+        assert!(found.is_empty(), "{}\n{shown}", found.join("\n"));
+        assert!(shown.len() > 10, "{name} shows nothing at all");
+    }
+}
+
+#[test]
+fn a_key_shows_nothing_of_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    let kek = freshd::store::Kek::generate();
+    kek.write_new(&file).unwrap();
+    let shown = format!("{kek:?}{kek:#?}");
+    let found = found_in("Kek", shown.as_bytes(), &key_canaries(&file));
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// The ways in which a panic's message gets hold of a value, each with a value that holds a secret.
+#[test]
+fn a_panic_with_a_secret_in_hand_prints_none() {
+    use freshd::refresh::token::{AccessToken, RefreshToken};
+    let secret = format!("{MARK}in-a-panic");
+    let canaries = [Canary::new("a secret", secret.as_bytes())];
+    let (one, two, three) = (secret.clone(), secret.clone(), secret.clone());
+    let panics = [
+        panic_of(move || {
+            Err::<(), _>(RefreshToken::new(one)).expect("a refresh token in an error")
+        }),
+        panic_of(move || assert_eq!(AccessToken::new(two), AccessToken::new("another"))),
+        panic_of(move || {
+            let held = RefreshToken::new(three);
+            let none: Option<&RefreshToken> = None;
+            panic!("held {held:?}, wanted {none:?}");
+        }),
+    ];
+    for printed in &panics {
+        let found = found_in("a panic", printed.as_bytes(), &canaries);
+        assert!(found.is_empty(), "{}\n{printed}", found.join("\n"));
+        assert!(
+            printed.contains("redacted"),
+            "the value was printed: {printed}"
+        );
+    }
+}
+
+// Cores.
+
+#[tokio::test]
+async fn a_crash_leaves_no_core_even_where_cores_are_wanted() {
+    use std::os::unix::process::ExitStatusExt;
+    for signal in [
+        rustix::process::Signal::SEGV,
+        rustix::process::Signal::ABORT,
+    ] {
+        let rotating = Rotating::new(3600);
+        let server = ScriptedServer::start(rotating.script()).await;
+        let config = Config::new().provider("acme", &server, "");
+        let key = config.key_file();
+        let made = freshctl(&["key", "generate", key.to_str().unwrap()], "").await;
+        assert_eq!(made.code, Some(0), "{}", made.stderr);
+        config.write();
+        // A host whose administrator collects cores: without the daemon's own doing there would be one.
+        let dir = config.path().join("cwd");
+        std::fs::create_dir(&dir).unwrap();
+        let mut child = tokio::process::Command::new("sh")
+            .args(["-c", "ulimit -c unlimited && exec \"$0\" --config \"$1\""])
+            .arg(env!("CARGO_BIN_EXE_freshd"))
+            .arg(config.file())
+            .current_dir(&dir)
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        eventually("freshd to listen", || async {
+            Connection::try_open(&config.socket()).await.ok().map(drop)
+        })
+        .await;
+        let pid = child.id().expect("it runs");
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let core = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file size"))
+            .unwrap();
+        let core: Vec<&str> = core.split_whitespace().collect();
+        assert_eq!(core[4..6], ["0", "0"], "soft and hard: {core:?}");
+
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        // Again, because the first SIGSEGV only takes away Rust's own handler for stack overflows.
+        let mut ended = None;
+        while ended.is_none() {
+            rustix::process::kill_process(pid, signal).unwrap();
+            let waiting = tokio::time::timeout(support::LOOK_AGAIN, child.wait());
+            ended = waiting.await.ok();
+        }
+        let status = ended.expect("the loop says so").unwrap();
+        assert_eq!(status.signal(), Some(signal.as_raw()));
+        assert!(!status.core_dumped(), "{signal:?} left a core");
+        let left: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+/// The kernel gives `/proc/PID` of a process that is not dumpable to root (`proc(5)`), so that no debugger of
+/// the same user can attach; that shows only where the process is somebody else.
+#[tokio::test]
+async fn the_daemon_is_not_dumpable() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    const USER: u32 = 61_004;
+    let root = rustix::process::getuid().is_root();
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let config = Config::new().provider("acme", &server, "");
+    let key = config.key_file();
+    let made = freshctl(&["key", "generate", key.to_str().unwrap()], "").await;
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    config.write();
+    let program = config.path().join("freshd");
+    std::fs::copy(env!("CARGO_BIN_EXE_freshd"), &program).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = if root {
+        let mut paths = vec![
+            config.path().to_owned(),
+            key,
+            config.file(),
+            config.secret_file("acme"),
+        ];
+        paths.extend(["state", "secrets", "shared", "admin"].map(|name| config.path().join(name)));
+        for path in paths {
+            chown(path, Some(USER), Some(USER)).unwrap();
+        }
+        let mut command = tokio::process::Command::new("setpriv");
+        command.args([
+            &format!("--reuid={USER}"),
+            &format!("--regid={USER}"),
+            "--clear-groups",
+        ]);
+        command.arg(&program);
+        command
+    } else {
+        tokio::process::Command::new(&program)
+    };
+    let spawned = command
+        .arg("--config")
+        .arg(config.file())
+        .current_dir("/")
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn();
+    let child = match spawned {
+        Err(error) if root && error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("SKIPPED, NOT TESTED: that the daemon is not dumpable: setpriv is missing");
+            return;
+        }
+        spawned => spawned.unwrap(),
+    };
+    eventually("freshd to listen", || async {
+        Connection::try_open(&config.socket()).await.ok().map(drop)
+    })
+    .await;
+    let pid = child.id().expect("it runs");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let uids = status
+        .lines()
+        .find(|line| line.starts_with("Uid:"))
+        .unwrap();
+    let runs_as = if root {
+        USER
+    } else {
+        rustix::process::getuid().as_raw()
+    };
+    assert!(uids.contains(&runs_as.to_string()), "{uids}");
+    let owner = std::fs::metadata(format!("/proc/{pid}/mem")).unwrap().uid();
+    assert_eq!(
+        owner, 0,
+        "a process that is dumpable has a mem of its own uid"
+    );
+}
+
+// Names of users.
+
+#[tokio::test]
+async fn with_log_users_hash_no_log_line_names_a_user() {
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let config = Config::new()
+        .daemon("log-level = \"trace\"\nlog-users = \"hash\"")
+        .refresh("margin = \"60s\"")
+        .provider("acme", &server, "rotation = \"strict\"");
+    let mut freshd = Freshd::start(config).await;
+    let (anna, bert) = ("canary-anna", "canary-bert");
+    // A life with everything that is told: import, refresh, failure, death, pause, resume, delete, nonsense.
+    for user in [anna, bert] {
+        freshd
+            .import(user, "acme", &rotating.issue(user).import())
+            .await;
+        freshd.token(user, "acme").await.token();
+    }
+    let grant = grant_path(anna, "acme");
+    let refresh = format!("{grant}/refresh");
+    freshd.post(&refresh, &json!({})).await.token();
+    server.answer_with(|_| Answer::error(503, "temporarily_unavailable"));
+    let bert_refresh = format!("{}/refresh?wait=5", grant_path(bert, "acme"));
+    freshd.post(&bert_refresh, &json!({})).await;
+    freshd.wait_for_log("refresh-failed").await;
+    server.answer_with(rotating.script());
+    freshd.post(&bert_refresh, &json!({})).await;
+    freshd.wait_for_log("recovered").await;
+    for verb in ["pause", "resume"] {
+        freshd.admin(Method::POST, &format!("{grant}/{verb}")).await;
+    }
+    freshd
+        .post(&format!("/v1/users/{anna}/activity"), &json!({}))
+        .await;
+    freshd
+        .import(anna, "acme:work", &rotating.issue("work").import_expired())
+        .await;
+    rotating.revoke(bert);
+    freshd.post(&bert_refresh, &json!({})).await;
+    freshd
+        .wait_for_state(bert, "acme", "needs-authorization")
+        .await;
+    freshd
+        .put(&grant, &json!({ "expires_in": "nonsense" }))
+        .await;
+    freshd
+        .get("/v1/users/canary-nobody/grants/acme/token")
+        .await;
+    freshd.get("/v1/users/canary-nobody/nonsense").await;
+    freshd.delete(&format!("/v1/users/{anna}")).await;
+    server.nth_revocation(1).await;
+    freshd.restart().await;
+    freshd.stop().await;
+
+    let log = freshd.logs();
+    let naming: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("canary-"))
+        .collect();
+    assert!(naming.is_empty(), "{}", naming.join("\n"));
+    for event in [
+        "imported",
+        "refreshed",
+        "refresh-failed",
+        "recovered",
+        "paused",
+        "resumed",
+        "needs-authorization",
+        "deleted",
+    ] {
+        assert!(log.contains(event), "{event} was not told:\n{log}");
+    }
+    // The hash tells lines of one user from those of another.
+    let hashes = |event: &str| -> Vec<String> {
+        let lines = log.lines().filter(|line| line.contains(event));
+        lines
+            .filter_map(|line| line.split("user=").nth(1)?.split(' ').next())
+            .map(str::to_owned)
+            .collect()
+    };
+    let imported = hashes(" imported ");
+    assert!(
+        imported[0].starts_with("u-") && imported[0] != imported[1],
+        "{imported:?}"
+    );
+    assert_eq!(hashes(" needs-authorization "), [imported[1].clone()]);
+    assert_eq!(hashes(" paused "), [imported[0].clone()]);
 }

@@ -1,4 +1,5 @@
-//! A stop, a kill and a new start lose no token and replay no refresh token that must not be replayed.
+//! A stop, a kill and a new start lose no token. What a kill means for a refresh token under way is in
+//! `rotated_refresh_token.rs`.
 
 mod support;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use support::daemon::{Config, freshctl};
-use support::{Answer, Freshd, Gate, Rotating, ScriptedServer, instant};
+use support::{Freshd, Gate, Rotating, ScriptedServer, instant};
 
 /// A server that obeys `rotating` but holds its first answer at the gate, and a daemon at it.
 async fn first_answer_held(rotating: &Rotating, rotation: &str) -> (Gate, ScriptedServer, Freshd) {
@@ -98,121 +99,6 @@ async fn a_second_sigterm_ends_at_once() {
         "it took {:?}",
         told.elapsed()
     );
-}
-
-// A kill between the request and its answer, by rotation class. The server has rotated each time.
-
-/// Kills the daemon while the answer that carries Anna's new tokens is held, and starts it again.
-async fn kill_with_the_answer_held(freshd: &mut Freshd, server: &ScriptedServer, gate: &Gate) {
-    server.nth_refresh(1).await;
-    freshd.kill().await;
-    gate.open();
-    freshd.start_again().await;
-}
-
-#[tokio::test]
-async fn within_the_grace_a_refresh_token_of_unknown_fate_is_presented_once_more() {
-    let rotating = Rotating::new(3600).with_grace(Duration::from_secs(30));
-    let class = "rotation = \"grace\"\ngrace = \"30s\"";
-    let (gate, server, mut freshd) = first_answer_held(&rotating, class).await;
-    let anna = rotating.issue("anna");
-    freshd.import("anna", "acme", &anna.import_expired()).await;
-
-    kill_with_the_answer_held(&mut freshd, &server, &gate).await;
-
-    let reply = freshd.token_with("anna", "acme", "wait=20").await;
-    assert!(rotating.is_active(reply.token()));
-    assert_eq!(server.presented()[&anna.refresh_token], 2);
-    assert_eq!(rotating.replayed_within_grace(), 1);
-    assert_eq!(rotating.superseded_presented_outside_grace(), 0);
-}
-
-#[tokio::test]
-async fn a_strict_servers_refresh_token_of_unknown_fate_rests_until_the_access_token_ends() {
-    let rotating = Rotating::new(3600);
-    let class = "rotation = \"strict\"\nmargin = \"30m\"";
-    let (gate, server, mut freshd) = first_answer_held(&rotating, class).await;
-    let anna = rotating.issue("anna");
-    // Past its margin, with some seconds to live: due at once.
-    let (body, ends) = (anna.import_aged(60, 8), instant() + Duration::from_secs(7));
-    freshd.import("anna", "acme", &body).await;
-
-    kill_with_the_answer_held(&mut freshd, &server, &gate).await;
-
-    assert_eq!(
-        freshd.token("anna", "acme").await.token(),
-        anna.access_token,
-        "I4"
-    );
-    let replay = server.nth_refresh(2).await;
-    assert!(
-        replay.at >= ends,
-        "replayed {:?} before the access token ended",
-        ends - replay.at
-    );
-    assert_eq!(replay.refresh_token(), anna.refresh_token);
-    let grant = freshd
-        .wait_for_state("anna", "acme", "needs-authorization")
-        .await;
-    assert_eq!(grant["reason"], "lost-rotation (probable)");
-    freshd
-        .token("anna", "acme")
-        .await
-        .is_problem(409, "needs-authorization");
-    assert_eq!(server.refreshes().len(), 2, "once, not more");
-}
-
-#[tokio::test]
-async fn an_unknown_rotation_class_counts_as_strict() {
-    let rotating = Rotating::new(3600);
-    let (gate, server, mut freshd) = first_answer_held(&rotating, "margin = \"30m\"").await;
-    let anna = rotating.issue("anna");
-    let (body, ends) = (anna.import_aged(60, 8), instant() + Duration::from_secs(7));
-    freshd.import("anna", "acme", &body).await;
-
-    kill_with_the_answer_held(&mut freshd, &server, &gate).await;
-
-    let replay = server.nth_refresh(2).await;
-    assert!(
-        replay.at >= ends,
-        "replayed {:?} before the access token ended",
-        ends - replay.at
-    );
-}
-
-#[tokio::test]
-async fn a_server_that_does_not_rotate_or_overlaps_is_asked_again_at_once() {
-    for class in ["none", "overlap"] {
-        let gate = Gate::shut();
-        let held = gate.clone();
-        let mut first = true;
-        let server = ScriptedServer::start(move |_| {
-            let answer = Answer::tokens("new", "the same", 3600);
-            if std::mem::take(&mut first) {
-                answer.held_by(&held)
-            } else {
-                answer
-            }
-        })
-        .await;
-        let rotation = format!("rotation = {class:?}\nmargin = \"30m\"");
-        let mut freshd = Freshd::start(Config::new().provider("acme", &server, &rotation)).await;
-        let anna = Rotating::new(3600).issue("anna");
-        // Ten minutes to live: only a retry at once can come within the deadline of this test.
-        freshd
-            .import("anna", "acme", &anna.import_aged(3000, 600))
-            .await;
-
-        kill_with_the_answer_held(&mut freshd, &server, &gate).await;
-
-        assert_eq!(
-            server.nth_refresh(2).await.refresh_token(),
-            anna.refresh_token,
-            "{class}"
-        );
-        freshd.wait_for_generation("anna", "acme", 2).await;
-        assert_eq!(freshd.token("anna", "acme").await.token(), "new", "{class}");
-    }
 }
 
 // What a restart keeps.

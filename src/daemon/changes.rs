@@ -51,10 +51,11 @@ pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem
     lock(&shared.deleting).insert(key.clone());
     shared.cache.forget(&key);
     let slot = shared.slots.acquire(&key).await;
+    // One that has left the configuration may come back, and only it can say that it has no endpoint.
     let revoke = shared
         .providers
         .find(&key.provider)
-        .is_some_and(|live| live.config.registration.revocation_endpoint.is_some());
+        .is_none_or(|live| live.config.registration.revocation_endpoint.is_some());
     let deleted = shared.store.delete(&key, shared.clock.now(), revoke).await;
     drop(slot);
     lock(&shared.deleting).remove(&key);

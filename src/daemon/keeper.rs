@@ -173,9 +173,17 @@ impl Keeper for Daemon {
         detached(async move {
             let mut changed = 0;
             // Unreadable at once, all of them, before the first one waits for its slot.
-            lock(&shared.deleting).extend(grants.iter().map(|grant| grant.key.clone()));
-            for grant in grants {
-                changes::delete(&shared, grant.key).await?;
+            let keys: Vec<GrantKey> = grants.into_iter().map(|grant| grant.key).collect();
+            lock(&shared.deleting).extend(keys.iter().cloned());
+            for (n, key) in keys.iter().enumerate() {
+                if let Err(problem) = changes::delete(&shared, key.clone()).await {
+                    // The others are not deleted either, so they are there.
+                    let mut deleting = lock(&shared.deleting);
+                    keys[n..].iter().for_each(|key| {
+                        deleting.remove(key);
+                    });
+                    return Err(problem);
+                }
                 changed += 1;
             }
             Ok(Changed { changed })
@@ -318,7 +326,12 @@ impl Daemon {
         // A cool-down that outlasts the caller's patience is known to end in nothing.
         let hopeless = cool_down.is_some_and(|until| until.since(now) > request.wait);
         if !hopeless {
-            let demand = self.0.demand(grant, now + request.wait);
+            // What can't begin while the token lives is not worth waiting for: the old one is the answer (I4).
+            let patience = match grant.expires_at() {
+                Some(at) if at > now => at.min(now + request.wait),
+                _ => now + request.wait,
+            };
+            let demand = self.0.demand(grant, patience);
             let ended = tokio::time::timeout(request.wait, demand).await;
             if let Ok(Some(Ended::Refreshed(token))) = ended {
                 return Ok(Token {

@@ -23,6 +23,9 @@ impl Store {
     }
 
     /// Writes when users (namespace, user) were last active. A moment never goes back.
+    ///
+    /// Of a user without a grant nothing is written: a note that was still in memory when the last
+    /// grant was deleted must not bring the name back.
     pub async fn note_activity(
         &self,
         notes: Vec<(String, String, UnixTime)>,
@@ -30,7 +33,9 @@ impl Store {
         self.write(Class::Rest, move |session| {
             for (namespace, user, at) in &notes {
                 session.write(
-                    "INSERT INTO activity (namespace, user, last_active_at) VALUES (?1, ?2, ?3)
+                    "INSERT INTO activity (namespace, user, last_active_at)
+                     SELECT ?1, ?2, ?3
+                        WHERE EXISTS (SELECT 1 FROM grants WHERE namespace = ?1 AND user = ?2)
                      ON CONFLICT DO UPDATE
                         SET last_active_at = max(last_active_at, excluded.last_active_at)",
                     params![namespace, user, at.as_millis()],

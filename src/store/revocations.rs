@@ -153,7 +153,8 @@ fn bound(id: i64, provider: &str, kind: TokenKind) -> Bound<'_> {
 struct Waiting {
     id: i64,
     provider: String,
-    kind: TokenKind,
+    /// `None` for a kind that nobody wrote.
+    kind: Option<TokenKind>,
     key_id: i64,
     sealed: Vec<u8>,
     created_at: UnixTime,
@@ -173,28 +174,31 @@ fn due(
     )?;
     let (mut jobs, mut broken) = (Vec::new(), Vec::new());
     for row in waiting {
-        let bound = bound(row.id, &row.provider, row.kind);
-        match session.keyring.open(&bound, row.key_id, &row.sealed) {
-            Ok(token) => jobs.push(RevocationJob {
+        let opened = row.kind.and_then(|kind| {
+            let bound = bound(row.id, &row.provider, kind);
+            let token = session.keyring.open(&bound, row.key_id, &row.sealed);
+            Some((kind, token.ok()?))
+        });
+        match opened {
+            Some((kind, token)) => jobs.push(RevocationJob {
                 id: RevocationId(row.id),
                 token,
-                kind: row.kind,
+                kind,
                 tries: row.tries,
                 created_at: row.created_at,
                 provider: row.provider,
             }),
-            Err(_) => broken.push(row.id),
+            None => broken.push(row.id),
         }
     }
     Ok((jobs, broken))
 }
 
 fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
-    // A kind that nobody wrote will not open either.
-    let kind = match row.get::<_, String>(2)?.as_str() {
-        "access_token" => TokenKind::Access,
-        _ => TokenKind::Refresh,
-    };
+    let name: String = row.get(2)?;
+    let kind = [TokenKind::Access, TokenKind::Refresh]
+        .into_iter()
+        .find(|kind| kind.name() == name);
     Ok(Waiting {
         id: row.get(0)?,
         provider: row.get(1)?,

@@ -247,7 +247,8 @@ async fn a_token_set_that_finds_the_disk_full_is_served_and_stored_when_there_is
     let said = host.freshd.freshctl(&["status"], "").await;
     assert_eq!(said.code, Some(1));
     assert!(
-        said.stdout.contains("1 token set only in memory"),
+        said.stdout
+            .contains("1 token set held outside the database"),
         "{}",
         said.stdout
     );
@@ -279,6 +280,91 @@ async fn a_token_set_that_finds_the_disk_full_is_served_and_stored_when_there_is
     assert!(after.generation() >= 2, "{}", after.text);
     assert!(host.rotating.is_active(after.token()));
     assert_eq!(host.rotating.superseded_presented_outside_grace(), 0);
+}
+
+/// A refresh token was spent, the disk is full, and the daemon ends before there is room.
+async fn with_a_held_set() -> Option<(Host, String)> {
+    let host = Host::start().await?;
+    let anna = host.rotating.issue("anna");
+    host.freshd
+        .import("anna", "acme", &anna.import_expired())
+        .await;
+    host.server.nth_refresh(1).await;
+    host.disk.fill(0);
+    host.gate.open();
+    let reply = host.freshd.token_with("anna", "acme", "wait=30").await;
+    let line = host.freshd.wait_for_log(" held user=").await;
+    assert!(line.contains("spilled=true"), "{line}");
+    let token = reply.token().to_owned();
+    Some((host, token))
+}
+
+async fn is_stored_and_serves(host: &Host, token: &str) {
+    eventually("nothing to be held", || async {
+        (host.status().await["held"] == 0).then_some(())
+    })
+    .await;
+    let reply = host.freshd.token("anna", "acme").await;
+    assert_eq!((reply.token(), reply.generation()), (token, 2));
+    assert_eq!(host.server.refreshes().len(), 1, "one refresh in all");
+    assert_eq!(host.rotating.superseded_presented_outside_grace(), 0);
+}
+
+#[tokio::test]
+async fn a_held_set_survives_a_stop_and_a_start_with_room() {
+    let Some((mut host, token)) = with_a_held_set().await else {
+        return;
+    };
+    host.freshd.stop().await;
+    host.disk.empty();
+    host.freshd.start_again().await;
+    is_stored_and_serves(&host, &token).await;
+    // What was taken up is not taken up again.
+    host.freshd.restart().await;
+    is_stored_and_serves(&host, &token).await;
+}
+
+#[tokio::test]
+async fn a_held_set_survives_a_kill_and_starts_on_a_full_disk() {
+    let Some((mut host, token)) = with_a_held_set().await else {
+        return;
+    };
+    for _ in 0..2 {
+        host.freshd.kill().await;
+        host.freshd.start_again().await;
+        let reply = host.freshd.token("anna", "acme").await;
+        assert_eq!(reply.token(), token, "served from the spill file");
+        assert_eq!(host.status().await["held"], 1);
+    }
+    host.disk.empty();
+    is_stored_and_serves(&host, &token).await;
+}
+
+#[tokio::test]
+async fn a_spilled_set_whose_grant_was_imported_anew_is_not_put_over_it() {
+    let Some((mut host, _)) = with_a_held_set().await else {
+        return;
+    };
+    host.freshd.kill().await;
+    host.disk.empty();
+    // As if the commit had reached the disk and only the spill file had not been emptied.
+    let spill = std::fs::read(host.freshd.config.state_dir().join("spill")).unwrap();
+    host.freshd.start_again().await;
+    host.freshd.wait_for_log("recovered").await;
+    let newer = host.rotating.issue("anna");
+    let path = format!("{}?replace=true", grant_path("anna", "acme"));
+    let reply = host.freshd.put(&path, &newer.import()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    host.freshd.kill().await;
+    std::fs::write(host.freshd.config.state_dir().join("spill"), spill).unwrap();
+    host.freshd.start_again().await;
+
+    let reply = host.freshd.token("anna", "acme").await;
+    assert_eq!(
+        (reply.token(), reply.generation()),
+        (&*newer.access_token, 3)
+    );
+    assert_eq!(host.status().await["held"], 0);
 }
 
 #[tokio::test]

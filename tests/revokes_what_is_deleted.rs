@@ -31,7 +31,9 @@ fn ok() -> Answer {
 }
 
 async fn revocations_waiting(freshd: &Freshd) -> u64 {
-    freshd.status().await["revocations"].as_u64().unwrap()
+    freshd.status().await["revocations"]
+        .as_u64()
+        .expect("a number")
 }
 
 async fn wait_until_none_waits(freshd: &Freshd) {

@@ -70,12 +70,6 @@ impl Activity {
         }
     }
 
-    /// Forgets a user who has no grant any more: nothing of an erased user may be written later.
-    pub(super) fn forget(&self, namespace: &str, user: &str) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.remove(&(namespace.to_owned(), user.to_owned()));
-    }
-
     /// Returns a user's last activity.
     pub(super) async fn last(
         &self,

@@ -59,14 +59,6 @@ pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem
     let deleted = shared.store.delete(&key, shared.clock.now(), revoke).await;
     drop(slot);
     lock(&shared.deleting).remove(&key);
-    if shared
-        .store
-        .grants_of_user(&key.namespace, &key.user)
-        .await
-        .is_ok_and(|grants| grants.is_empty())
-    {
-        shared.activity.forget(&key.namespace, &key.user);
-    }
     if let Some(grant) = deleted.map_err(store_problem)? {
         shared.gone(&grant);
         tracing::info!(

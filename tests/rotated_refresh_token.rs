@@ -397,13 +397,14 @@ async fn a_reader_does_not_hurry_a_replay_that_must_wait() {
     })
     .await;
 
-    // Neither a reader who wants more lifetime nor one whose API refused the token.
+    // Neither a reader who wants more lifetime nor one whose API refused the token, though both would
+    // wait for longer than a backoff takes.
     let reply = losing
         .freshd
-        .token_with("anna", "acme", "min_ttl=3600&wait=1")
+        .token_with("anna", "acme", "min_ttl=3600&wait=5")
         .await;
     assert_eq!(reply.token(), anna.access_token);
-    let path = format!("{}/refresh?wait=1", grant_path("anna", "acme"));
+    let path = format!("{}/refresh?wait=5", grant_path("anna", "acme"));
     let reply = losing.freshd.post(&path, &json!({ "generation": 1 })).await;
     assert_eq!(reply.token(), anna.access_token);
     assert_eq!(losing.server.refreshes().len(), 1);

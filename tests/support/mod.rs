@@ -9,6 +9,7 @@ pub mod http;
 pub mod node_server;
 pub mod rotating;
 pub mod scripted_server;
+pub mod strace;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

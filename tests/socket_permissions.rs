@@ -117,7 +117,8 @@ impl Host {
         for directory in ["", "shared", "admin", "backup"] {
             let directory = config.path().join(directory);
             if directory.exists() {
-                std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).unwrap();
+                std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755))
+                    .expect("it is our own");
             }
         }
         let freshd = Freshd::start(config).await;

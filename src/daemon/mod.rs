@@ -34,6 +34,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError};
 use crate::local_api::rules::SharedRules;
+use crate::refresh::policy::Rotation;
 use crate::store::{Kek, KeyError, OpenError, Options, Store, StoreError};
 
 use self::activity::Activity;
@@ -143,6 +144,7 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
         store,
     });
     held::take_up(&shared).await?;
+    resume_replays(&shared, &config).await;
     reload::apply(&shared, &config, live).await;
     let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));
     let keeper = Arc::new(keeper::Daemon(shared.clone()));
@@ -200,6 +202,22 @@ fn find_key(config: &Config) -> Result<Kek, StartError> {
         return Ok(kek);
     }
     Ok(Kek::read_file(file)?)
+}
+
+/// Brings forward the requests without outcome at servers with a grace, which is short. Elsewhere they
+/// have time until their grants fall due, or have to wait even longer.
+async fn resume_replays(shared: &Shared, config: &Config) {
+    for (name, provider) in &config.providers {
+        if !matches!(provider.policy.rotation, Rotation::Grace(_)) {
+            continue;
+        }
+        match shared.store.make_marked_due(name).await {
+            Ok(0) => {}
+            Ok(grants) => tracing::info!(provider = %name, grants, "replays-resumed"),
+            // A store that takes no writes can begin no attempt either.
+            Err(error) => tracing::warn!(provider = %name, %error, "replays-not-resumed"),
+        }
+    }
 }
 
 async fn flush_activity(shared: Arc<Shared>) {

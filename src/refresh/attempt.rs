@@ -60,7 +60,7 @@ impl Grant {
                 None => Step::Rest,
             };
         }
-        if cause == Cause::Due {
+        if cause == Cause::Due && !self.replay_is_urgent(now, policy) {
             let waits = if kept_alive {
                 self.keep_alive_at(policy)
             } else {
@@ -79,6 +79,13 @@ impl Grant {
             Some(at) if at > now => Step::Wait(at),
             _ => Step::Refresh,
         }
+    }
+
+    /// Returns whether its refresh token of unknown fate must be presented now or never: within a server's
+    /// grace, whether or not anybody needs the access token.
+    fn replay_is_urgent(&self, now: UnixTime, policy: &Policy) -> bool {
+        self.mark
+            .is_some_and(|mark| replay::within_grace(policy.rotation, mark, now))
     }
 
     /// Returns why nobody seems to need this grant, if so. An import counts as activity.

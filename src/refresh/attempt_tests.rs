@@ -208,6 +208,39 @@ fn a_refresh_token_of_unknown_fate_waits_for_the_end_of_the_access_token_even_on
     );
 }
 
+#[test]
+fn a_replay_within_the_grace_waits_neither_for_its_due_time_nor_for_its_user() {
+    let policy = Policy {
+        rotation: Rotation::Grace(secs(30)),
+        ..policy()
+    };
+    let mut grant = due_grant();
+    grant.due_at = Some(NOW + secs(600));
+    grant.refreshed_at = Some(NOW - secs(60));
+    let long_ago = Some(NOW - 30 * DAY);
+    for standing in [
+        Standing::Active,
+        Standing::Paused(PauseReason::Inactive),
+        Standing::Paused(PauseReason::Admin),
+    ] {
+        grant.standing = standing;
+        for (presented, age) in [(1, 29), (1, 30), (2, 29)] {
+            grant.mark = Some(Mark {
+                first_sent_at: NOW - secs(age),
+                presented,
+            });
+            let replayed = grant.step(Cause::Due, long_ago, NOW, &policy) == Step::Refresh;
+            let urgent = (presented, age) == (1, 29);
+            let allowed = standing != Standing::Paused(PauseReason::Admin);
+            assert_eq!(
+                replayed,
+                urgent && allowed,
+                "{standing:?} {presented} {age}"
+            );
+        }
+    }
+}
+
 fn settle(grant: &Grant, outcome: &Outcome) -> (Effect, ProviderEffect) {
     grant.settle(outcome, &RefreshToken::new("presented"), NOW, &policy(), 0)
 }

@@ -40,14 +40,18 @@ pub fn may_present(
     };
     match rotation {
         Rotation::None | Rotation::Overlap => Replay::Now,
-        // A mark from the future means the clock was set back: treat it as made now.
-        Rotation::Grace(grace) if mark.presented < 2 && now.since(mark.first_sent_at) < grace => {
-            Replay::Now
-        }
+        Rotation::Grace(_) if within_grace(rotation, mark, now) => Replay::Now,
         Rotation::Grace(_) | Rotation::Strict | Rotation::Periodic | Rotation::Unknown => {
             once_nothing_is_lost
         }
     }
+}
+
+/// Returns whether the one replay that a server's grace allows is still to be had.
+pub fn within_grace(rotation: Rotation, mark: Mark, now: UnixTime) -> bool {
+    // A mark from the future means the clock was set back: treat it as made now.
+    matches!(rotation, Rotation::Grace(grace)
+        if mark.presented < 2 && now.since(mark.first_sent_at) < grace)
 }
 
 #[cfg(test)]

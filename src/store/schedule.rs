@@ -7,7 +7,7 @@ use super::rows::{self, count, maybe_time, millis, select_grant, time};
 use super::session::{Session, Trouble};
 use super::writer::Class;
 use super::{Cas, Store, StoreError};
-use crate::refresh::grant::{Grant, GrantId, Standing};
+use crate::refresh::grant::{Grant, GrantId, PauseReason, Standing};
 use crate::refresh::horizon::Due;
 use crate::refresh::time::UnixTime;
 
@@ -113,7 +113,28 @@ impl Store {
         .await
     }
 
-    /// Computes new due times for one page of a provider's grants: those that are active and not failing.
+    /// Makes a provider's grants due whose marks an earlier process left: its requests have no outcome, and
+    /// what they brought may be had for a short time only. Returns how many there were.
+    pub async fn make_marked_due(&self, provider: &str) -> Result<usize, StoreError> {
+        let provider = provider.to_owned();
+        self.write(Class::Rest, move |session| {
+            session.write(
+                "UPDATE grants SET version = version + 1,
+                    due_at = (SELECT first_sent_at FROM marks WHERE grant_id = id)
+                 WHERE id IN (SELECT grant_id FROM marks) AND provider = ?1
+                    AND (standing = 'active' OR (standing = 'paused' AND reason IN (?2, ?3)))",
+                params![
+                    provider,
+                    Standing::Paused(PauseReason::Inactive).reason(),
+                    Standing::Paused(PauseReason::Unused).reason(),
+                ],
+            )
+        })
+        .await
+    }
+
+    /// Computes new due times for one page of a provider's grants: those that are active, not failing
+    /// and without a mark.
     ///
     /// Returns where the next page begins, `None` after the last, and how many were changed.
     /// Other writes wait for a page, so keep `limit` in the hundreds.
@@ -185,7 +206,7 @@ fn reschedule(
     )?;
     let mut changed = 0;
     for grant in &page {
-        if grant.standing != Standing::Active || grant.failures > 0 {
+        if grant.standing != Standing::Active || grant.failures > 0 || grant.mark.is_some() {
             continue;
         }
         let new = due_at(grant);

@@ -75,7 +75,7 @@ impl Freshd {
         }
         config.write();
         let log = watch::Sender::new(Vec::new());
-        let running = spawn(&config, &log, 0);
+        let running = spawn(&config, &log, 0, &[]);
         let mut freshd = Freshd {
             config,
             running,
@@ -88,10 +88,25 @@ impl Freshd {
 
     /// Starts the daemon again on the same directory, after it has ended.
     pub async fn start_again(&mut self) {
-        self.config.write();
-        self.running = spawn(&self.config, &self.log, self.starts);
-        self.starts += 1;
+        self.spawn_again(&[]);
         self.running.wait_until_ready().await;
+    }
+
+    /// Starts the daemon again as the last words of another command, which must become the daemon by
+    /// `exec(2)`. Returns whether it was ready before it ended.
+    pub async fn start_again_under(&mut self, command: &[String]) -> bool {
+        self.spawn_again(command);
+        let running = &mut self.running;
+        tokio::select! {
+            () = within("freshd to be ready or to end", told_ready(&running.notify)) => true,
+            _ = running.child.wait() => false,
+        }
+    }
+
+    fn spawn_again(&mut self, command: &[String]) {
+        self.config.write();
+        self.running = spawn(&self.config, &self.log, self.starts, command);
+        self.starts += 1;
     }
 
     /// SIGTERM, a clean end, and a new start on the same directory.
@@ -120,6 +135,11 @@ impl Freshd {
         rustix::process::kill_process(pid, signal).expect("freshd is our child");
     }
 
+    /// Whether the daemon has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.running.child.try_wait(), Ok(None))
+    }
+
     /// Waits until the daemon has ended.
     pub async fn wait_exit(&mut self) -> ExitStatus {
         self.running.wait_exit().await
@@ -136,7 +156,7 @@ impl Freshd {
     /// Starts one more daemon with the same configuration, for the case that it must refuse to run.
     pub async fn run_another(&self) -> (Option<i32>, String) {
         let log = watch::Sender::new(Vec::new());
-        let status = spawn(&self.config, &log, usize::MAX).wait_exit().await;
+        let status = spawn(&self.config, &log, usize::MAX, &[]).wait_exit().await;
         (status.code(), log.borrow().join("\n"))
     }
 
@@ -361,12 +381,23 @@ async fn told_ready(notify: &UnixDatagram) {
     }
 }
 
-fn spawn(config: &Config, log: &watch::Sender<Vec<String>>, start: usize) -> Running {
+fn spawn(
+    config: &Config,
+    log: &watch::Sender<Vec<String>>,
+    start: usize,
+    under: &[String],
+) -> Running {
     // A socket for each start: a late word of the last daemon can't be taken for this one's.
     let notify = config.path().join(format!("notify-{start}"));
     let _ = std::fs::remove_file(&notify);
     let socket = UnixDatagram::bind(&notify).expect("the directory is ours");
-    let mut child = clean_command(env!("CARGO_BIN_EXE_freshd"))
+    let freshd = env!("CARGO_BIN_EXE_freshd");
+    let program = under.first().map_or(freshd, String::as_str);
+    let mut command = clean_command(program);
+    if let Some((_, arguments)) = under.split_first() {
+        command.args(arguments).arg(freshd);
+    }
+    let mut child = command
         .arg("--config")
         .arg(config.file())
         .env("NOTIFY_SOCKET", &notify)

@@ -10,6 +10,7 @@ pub mod node_server;
 pub mod rotating;
 pub mod scripted_server;
 pub mod store;
+pub mod strace;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -13,11 +13,15 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::{instant, within};
+
+/// Where [`ScriptedServer::settled`] asks; no script hears of it.
+const SENTINEL: &str = "/settled";
 
 /// One request as it arrived.
 #[derive(Clone, Debug)]
@@ -185,6 +189,8 @@ type Body = BoxBody<Bytes, std::io::Error>;
 struct State {
     script: Mutex<Box<Script>>,
     requests: watch::Sender<Vec<RecordedRequest>>,
+    /// Connections that have been accepted and not ended.
+    open: watch::Sender<usize>,
 }
 
 /// The server. Listens until it is dropped.
@@ -208,6 +214,7 @@ impl ScriptedServer {
         let state = Arc::new(State {
             script: Mutex::new(script),
             requests,
+            open: watch::Sender::new(0),
         });
         let accepting = tokio::spawn(accept(listener, state.clone())).abort_handle();
         ScriptedServer {
@@ -267,6 +274,27 @@ impl ScriptedServer {
             .collect()
     }
 
+    /// Waits until whatever clients that have died had sent was read and decided.
+    pub async fn settled(&self) {
+        // Connections are accepted in the order in which they came: after ours, all of theirs have been.
+        let sentinel = TcpStream::connect(("127.0.0.1", self.port));
+        let mut sentinel = within("the scripted server", sentinel)
+            .await
+            .expect("it listens");
+        let request = format!("GET {SENTINEL} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let answered = async {
+            sentinel.write_all(request.as_bytes()).await?;
+            sentinel.read_to_end(&mut Vec::new()).await
+        };
+        within("the scripted server's answer", answered)
+            .await
+            .expect("it answers");
+        let mut open = self.state.open.subscribe();
+        within("all connections to end", open.wait_for(|open| *open == 0))
+            .await
+            .expect("the server holds the sender");
+    }
+
     /// Returns how often each refresh token was presented.
     pub fn presented(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
@@ -318,16 +346,19 @@ impl Drop for ScriptedServer {
 
 async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((stream, _)) = listener.accept().await {
+        state.open.send_modify(|open| *open += 1);
         tokio::spawn(serve(stream, state.clone()));
     }
 }
 
 async fn serve(stream: TcpStream, state: Arc<State>) {
-    let service = service_fn(move |request| answer(request, state.clone()));
+    let answering = state.clone();
+    let service = service_fn(move |request| answer(request, answering.clone()));
     // An error here is a scripted ending, or a client that left.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .await;
+    state.open.send_modify(|open| *open -= 1);
 }
 
 /// Why a connection ends without an answer.
@@ -337,6 +368,9 @@ struct Scripted;
 
 async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Body>, Scripted> {
     let (parts, body) = request.into_parts();
+    if parts.uri.path() == SENTINEL {
+        return respond(Answer::raw(204, "text/plain", ""));
+    }
     let bytes = body.collect().await.map_err(|_| Scripted)?.to_bytes();
     let recorded = RecordedRequest {
         at: instant(),

@@ -409,6 +409,35 @@ async fn a_refresh_token_in_the_history_changes_nothing() {
 }
 
 #[tokio::test]
+async fn marks_that_an_earlier_process_left_are_made_due_unless_an_admin_paused_their_grants() {
+    let bench = Bench::new();
+    let store = &bench.store;
+    let mut ids = Vec::new();
+    for (user, standing) in [
+        ("anna", Standing::Active),
+        ("bert", Standing::Paused(PauseReason::Inactive)),
+        ("carl", Standing::Paused(PauseReason::Admin)),
+    ] {
+        let grant = bench.import(user).await;
+        applied(store.begin_attempt(grant.id, 1, at(10)).await);
+        let put = store.set_standing(grant.id, standing, Some(at(5_000)), at(11));
+        put.await.unwrap().unwrap();
+        ids.push(grant.id);
+    }
+    ids.push(bench.import("unmarked").await.id);
+    let before = store.grant_by_id(ids[3]).await.unwrap();
+
+    assert_eq!(store.make_marked_due("another").await.unwrap(), 0);
+    assert_eq!(store.make_marked_due("hubspot").await.unwrap(), 2);
+
+    for (id, due_at) in [(ids[0], at(10)), (ids[1], at(10)), (ids[2], at(5_000))] {
+        let grant = store.grant_by_id(id).await.unwrap().unwrap();
+        assert_eq!(grant.due_at, Some(due_at), "{}", grant.key.user);
+    }
+    assert_eq!(store.grant_by_id(ids[3]).await.unwrap(), before);
+}
+
+#[tokio::test]
 async fn a_replaced_grant_goes_on_with_the_next_generation() {
     let bench = Bench::new();
     let store = &bench.store;

@@ -40,7 +40,9 @@ fn jwt(exp: i64) -> String {
 }
 
 fn rfc3339(at: i64) -> String {
-    jiff::Timestamp::from_second(at).unwrap().to_string()
+    jiff::Timestamp::from_second(at)
+        .expect("it is in range")
+        .to_string()
 }
 
 // When the access token ends.
@@ -577,9 +579,9 @@ fn line(text: String, result: &'static str, kind: &'static str) -> Line {
 }
 
 fn records(report: &std::path::Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(report).unwrap();
+    let text = std::fs::read_to_string(report).expect("it was written");
     text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
+        .map(|line| serde_json::from_str(line).expect("each line is JSON"))
         .collect()
 }
 

@@ -79,6 +79,8 @@
 //! [`refresh`], not each other ([`profile`]'s types aside); [`ctl`] imports [`config`] and the API's types; only [`daemon`] sees
 //! everything. `tests/module_map.rs` keeps this true.
 
+#![deny(clippy::unwrap_used)]
+
 pub mod config;
 pub mod ctl;
 pub mod daemon;

@@ -530,7 +530,8 @@ fn a_panic_with_a_secret_in_hand_prints_none() {
     let (one, two, three) = (secret.clone(), secret.clone(), secret.clone());
     let panics = [
         panic_of(move || {
-            Err::<(), _>(RefreshToken::new(one)).expect("a refresh token in an error")
+            let refused: Result<(), _> = std::hint::black_box(Err(RefreshToken::new(one)));
+            refused.expect("a refresh token in an error")
         }),
         panic_of(move || assert_eq!(AccessToken::new(two), AccessToken::new("another"))),
         panic_of(move || {

@@ -241,10 +241,10 @@ impl Handle {
                 .serve(&with_old_daemon)
                 .map_err(|error| format!("{error}: {}", error.source))?;
         }
-        self.rules.store(Arc::new(reload::rules(&config)));
         reload::apply(&self.shared, &config, live)
             .await
             .map_err(|error| error.to_string())?;
+        self.rules.store(Arc::new(reload::rules(&config)));
         tracing::info!(
             providers = config.providers.len(),
             apps = config.apps.len(),

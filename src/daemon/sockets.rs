@@ -68,6 +68,8 @@ impl Sockets {
                 wanted.insert(path.clone(), SocketKind::App(name.clone()));
             }
         }
+        // New ones first: binding can fail, and then nobody may have lost a socket.
+        self.start_missing(&wanted)?;
         self.serving.retain(|path, serving| {
             let keep = wanted.get(path) == Some(&serving.kind);
             if !keep {
@@ -77,13 +79,20 @@ impl Sockets {
             }
             keep
         });
+        // Those whose path had another owner until now.
+        self.start_missing(&wanted)
+    }
+
+    fn start_missing(&mut self, wanted: &BTreeMap<PathBuf, SocketKind>) -> Result<(), SocketError> {
         for (path, kind) in wanted {
-            if !self.serving.contains_key(&path) {
-                let serving = self.start(&path, kind).map_err(|source| SocketError {
-                    path: path.clone(),
-                    source,
-                })?;
-                self.serving.insert(path, serving);
+            if !self.serving.contains_key(path) {
+                let serving = self
+                    .start(path, kind.clone())
+                    .map_err(|source| SocketError {
+                        path: path.clone(),
+                        source,
+                    })?;
+                self.serving.insert(path.clone(), serving);
             }
         }
         Ok(())

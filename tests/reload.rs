@@ -141,6 +141,29 @@ async fn a_provider_that_a_reload_brings_is_used() {
 }
 
 #[tokio::test]
+async fn a_grant_resumed_while_its_provider_is_not_configured_is_back_on_its_schedule() {
+    let (rotating, _server, mut freshd) = with_margin("60s").await;
+    let anna = rotating.issue("anna").import();
+    freshd.import("anna", "acme", &anna).await;
+    let due_at = freshd.grant("anna", "acme").await["due_at"].clone();
+    let path = grant_path("anna", "acme");
+    freshd.admin(Method::POST, &format!("{path}/pause")).await;
+    let section = freshd.config.providers.remove("acme").unwrap();
+    freshd.reload().await.unwrap();
+    let resumed = freshd.admin(Method::POST, &format!("{path}/resume")).await;
+    assert_eq!(resumed.status, 200, "{}", resumed.text);
+
+    freshd.config.providers.insert("acme".into(), section);
+    freshd.reload().await.unwrap();
+
+    let grant = freshd.grant("anna", "acme").await;
+    assert_eq!(
+        (&grant["state"], &grant["due_at"]),
+        (&"active".into(), &due_at)
+    );
+}
+
+#[tokio::test]
 async fn a_socket_that_cannot_be_made_costs_no_other_app_its_own() {
     let (rotating, _server, mut freshd) = with_margin("60s").await;
     freshd

@@ -85,9 +85,8 @@ pub(super) async fn restand(
         return Ok(false);
     }
     let now = shared.clock.now();
-    let live = shared.providers.find(&key.provider);
     let due_at = match to {
-        Standing::Active => live.and_then(|live| grant.scheduled_at(live.config.policy.margin)),
+        Standing::Active => grant.scheduled_at(shared.providers.margin(&key.provider)),
         _ => None,
     };
     let changed = shared

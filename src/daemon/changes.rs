@@ -57,9 +57,12 @@ pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem
         .is_some_and(|live| live.config.registration.revocation_endpoint.is_some());
     let deleted = shared.store.delete(&key, shared.clock.now(), revoke).await;
     drop(slot);
+    // Before it is readable again: a reader may have cached it just before it went.
+    if let Ok(Some(grant)) = &deleted {
+        shared.gone(grant);
+    }
     lock(&shared.deleting).remove(&key);
-    if let Some(grant) = deleted.map_err(store_problem)? {
-        shared.gone(&grant);
+    if deleted.map_err(store_problem)?.is_some() {
         tracing::info!(
             user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
             namespace = %key.namespace, revoke, "deleted"

@@ -172,10 +172,16 @@ impl Keeper for Daemon {
         let shared = self.0.clone();
         detached(async move {
             let mut changed = 0;
+            let keys: Vec<_> = grants.into_iter().map(|grant| grant.key).collect();
             // Unreadable at once, all of them, before the first one waits for its slot.
-            lock(&shared.deleting).extend(grants.iter().map(|grant| grant.key.clone()));
-            for grant in grants {
-                changes::delete(&shared, grant.key).await?;
+            lock(&shared.deleting).extend(keys.iter().cloned());
+            for key in &keys {
+                if let Err(problem) = changes::delete(&shared, key.clone()).await {
+                    // Those that are left are still there, and the caller knows.
+                    let mut deleting = lock(&shared.deleting);
+                    keys.iter().for_each(|key| drop(deleting.remove(key)));
+                    return Err(problem);
+                }
                 changed += 1;
             }
             Ok(Changed { changed })

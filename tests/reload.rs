@@ -141,6 +141,52 @@ async fn a_provider_that_a_reload_brings_is_used() {
 }
 
 #[tokio::test]
+async fn a_grant_resumed_while_its_provider_is_not_configured_is_back_on_its_schedule() {
+    let (rotating, _server, mut freshd) = with_margin("60s").await;
+    let anna = rotating.issue("anna").import();
+    freshd.import("anna", "acme", &anna).await;
+    let due_at = freshd.grant("anna", "acme").await["due_at"].clone();
+    let path = grant_path("anna", "acme");
+    freshd.admin(Method::POST, &format!("{path}/pause")).await;
+    let section = freshd.config.providers.remove("acme").unwrap();
+    freshd.reload().await.unwrap();
+    let resumed = freshd.admin(Method::POST, &format!("{path}/resume")).await;
+    assert_eq!(resumed.status, 200, "{}", resumed.text);
+
+    freshd.config.providers.insert("acme".into(), section);
+    freshd.reload().await.unwrap();
+
+    let grant = freshd.grant("anna", "acme").await;
+    assert_eq!(
+        (&grant["state"], &grant["due_at"]),
+        (&"active".into(), &due_at)
+    );
+}
+
+#[tokio::test]
+async fn a_socket_that_cannot_be_made_costs_no_other_app_its_own() {
+    let (rotating, _server, mut freshd) = with_margin("60s").await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import())
+        .await;
+    let own = |socket: &str| format!("socket = {socket}\nproviders = [\"*\"]\nmay = [\"read\"]");
+    let socket = freshd.app_socket("own");
+    let path = format!("{socket:?}");
+    freshd.config.apps.insert("own".into(), own(&path));
+    freshd.reload().await.unwrap();
+    let token = format!("{}/token", grant_path("anna", "acme"));
+
+    freshd.config.apps.remove("own");
+    let nowhere = format!("{:?}", freshd.config.file().join("no/directory.sock"));
+    freshd.config.apps.insert("other".into(), own(&nowhere));
+    let error = freshd.reload().await.expect_err("a file is no directory");
+    assert!(error.contains("directory.sock"), "{error}");
+
+    let mut connection = Connection::open(&socket).await;
+    assert_eq!(connection.send(Method::GET, &token, None).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_bad_configuration_is_refused_whole_and_the_old_one_goes_on() {
     let (rotating, _server, mut freshd) = with_margin("60s").await;
     let anna = rotating.issue("anna");

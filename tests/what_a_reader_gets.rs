@@ -353,3 +353,32 @@ async fn a_grant_that_is_not_there_is_404() {
     assert_eq!(reply.status, 404, "{}", reply.text);
     assert_eq!(reply.header("content-type"), "application/problem+json");
 }
+
+#[tokio::test]
+async fn a_user_whose_deletion_the_disk_refused_is_still_there() {
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let config = Config::new()
+        .provider("acme", &server, "rotation = \"strict\"")
+        .provider("bolt", &server, "rotation = \"strict\"");
+    let freshd = Freshd::start(config).await;
+    for provider in ["acme", "bolt"] {
+        let anna = rotating.issue("anna").import();
+        freshd.import("anna", provider, &anna).await;
+    }
+
+    // Longer than the store waits for a lock.
+    let other = rusqlite::Connection::open(freshd.config.state_dir().join("freshd.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let refused = freshd.delete("/v1/users/anna").await;
+    assert_eq!(refused.status, 507, "{}", refused.text);
+    drop(other);
+
+    for provider in ["acme", "bolt"] {
+        assert_eq!(freshd.token("anna", provider).await.status, 200);
+    }
+    assert_eq!(freshd.delete("/v1/users/anna").await.status, 200);
+    for provider in ["acme", "bolt"] {
+        assert_eq!(freshd.token("anna", provider).await.status, 404);
+    }
+}

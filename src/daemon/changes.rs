@@ -58,9 +58,12 @@ pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem
         .is_none_or(|live| live.config.registration.revocation_endpoint.is_some());
     let deleted = shared.store.delete(&key, shared.clock.now(), revoke).await;
     drop(slot);
+    // Before it is readable again: a reader may have cached it just before it went.
+    if let Ok(Some(grant)) = &deleted {
+        shared.gone(grant);
+    }
     lock(&shared.deleting).remove(&key);
-    if let Some(grant) = deleted.map_err(store_problem)? {
-        shared.gone(&grant);
+    if deleted.map_err(store_problem)?.is_some() {
         tracing::info!(
             user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
             namespace = %key.namespace, revoke, "deleted"
@@ -86,9 +89,8 @@ pub(super) async fn restand(
         return Ok(false);
     }
     let now = shared.clock.now();
-    let live = shared.providers.find(&key.provider);
     let due_at = match to {
-        Standing::Active => live.and_then(|live| grant.scheduled_at(live.config.policy.margin)),
+        Standing::Active => grant.scheduled_at(shared.providers.margin(&key.provider)),
         _ => None,
     };
     let changed = shared

@@ -172,8 +172,8 @@ impl Keeper for Daemon {
         let shared = self.0.clone();
         detached(async move {
             let mut changed = 0;
-            // Unreadable at once, all of them, before the first one waits for its slot.
             let keys: Vec<GrantKey> = grants.into_iter().map(|grant| grant.key).collect();
+            // Unreadable at once, all of them, before the first one waits for its slot.
             lock(&shared.deleting).extend(keys.iter().cloned());
             for (n, key) in keys.iter().enumerate() {
                 if let Err(problem) = changes::delete(&shared, key.clone()).await {

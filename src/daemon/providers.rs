@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -47,6 +48,16 @@ impl Providers {
     /// Returns one provider.
     pub(super) fn find(&self, name: &str) -> Option<Arc<Live>> {
         self.live.load().get(name).cloned()
+    }
+
+    /// Returns how long before expiry a provider's grants are due. One that is not configured may come back, and
+    /// its grants have to be on the schedule then: the margin they were last scheduled with.
+    pub(super) fn margin(&self, name: &str) -> Duration {
+        if let Some(live) = self.find(name) {
+            return live.config.policy.margin;
+        }
+        let known = self.state(name).and_then(|state| state.margin_ms);
+        Duration::from_millis(known.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0))
     }
 
     /// Returns all of them.

@@ -129,6 +129,13 @@ fn harden() {
         maximum: Some(0),
     };
     let _ = rustix::process::setrlimit(Resource::Core, none);
+    // A connection for each caller that waits: the usual soft limit of 1024 is less than our sockets take.
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: files.maximum,
+        ..files
+    };
+    let _ = rustix::process::setrlimit(Resource::Nofile, most);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }
 

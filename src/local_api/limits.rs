@@ -15,6 +15,8 @@ use tokio::time::Sleep;
 pub struct Limits {
     /// Connections at once; further ones are closed with a 503.
     pub connections: usize,
+    /// How many of them may belong to peers that no rule admits: who gets nothing must not keep others out.
+    pub strangers: usize,
     /// Bytes of a request's head, 8 KiB at least.
     pub head_bytes: usize,
     /// Bytes of a request's body.
@@ -35,6 +37,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections: 1024,
+            strangers: 32,
             head_bytes: 16 * 1024,
             body_bytes: 256 * 1024,
             head_read: Duration::from_secs(10),

@@ -73,6 +73,7 @@ pub async fn serve_with<K: Keeper>(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let places = Arc::new(Semaphore::new(limits.connections));
+    let strangers = Arc::new(Semaphore::new(limits.strangers));
     let server = Arc::new(Server::new(kind, keeper, rules, limits));
     let graceful = GracefulShutdown::new();
     let mut was_full = false;
@@ -91,6 +92,16 @@ pub async fn serve_with<K: Keeper>(
                 continue;
             }
         };
+        let peer = Peer::of(&stream);
+        let mut strangers_place = None;
+        if let Err(denied) = server.rule_of(&peer, &server.rules.load_full()) {
+            strangers_place = Arc::clone(&strangers).try_acquire_owned().ok();
+            if strangers_place.is_none() {
+                server.note_refusal(&server.rules.load_full(), peer.as_ref().ok(), &denied);
+                turn_away(&stream, server.limits.strangers);
+                continue;
+            }
+        }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             if !was_full {
                 let limit = server.limits.connections;
@@ -101,10 +112,10 @@ pub async fn serve_with<K: Keeper>(
             continue;
         };
         was_full = false;
-        let connection = server.connection(stream, &graceful);
+        let connection = server.connection(stream, peer, &graceful);
         tokio::spawn(async move {
             connection.await;
-            drop(place);
+            drop((place, strangers_place));
         });
     }
     drop(listener);
@@ -167,9 +178,9 @@ impl<K: Keeper> Server<K> {
     fn connection(
         self: &Arc<Self>,
         stream: UnixStream,
+        peer: Result<Peer, PeerError>,
         graceful: &GracefulShutdown,
     ) -> impl Future<Output = ()> + Send + use<K> {
-        let peer = Peer::of(&stream);
         let progress = Arc::new(Progress::default());
         let io = Deadlines::new(stream, Arc::clone(&progress), Arc::clone(&self.limits));
         let caller = Arc::new(Caller {
@@ -195,6 +206,17 @@ impl<K: Keeper> Server<K> {
             if let Err(error) = watched.await {
                 tracing::debug!(%error, "connection-ended");
             }
+        }
+    }
+
+    fn rule_of(
+        &self,
+        peer: &Result<Peer, PeerError>,
+        rules: &Arc<Rules>,
+    ) -> Result<Arc<Rule>, Denied> {
+        match peer {
+            Ok(peer) => rules.match_peer(peer, &self.kind).cloned(),
+            Err(error) => Err(Denied::from(error)),
         }
     }
 
@@ -309,10 +331,7 @@ impl<K: Keeper> Caller<K> {
     }
 
     fn match_rules(&self, rules: &Arc<Rules>) -> Matched {
-        let outcome = match &self.peer {
-            Ok(peer) => rules.match_peer(peer, &self.server.kind).cloned(),
-            Err(error) => Err(Denied::from(error)),
-        };
+        let outcome = self.server.rule_of(&self.peer, rules);
         if let Err(denied) = &outcome {
             self.server
                 .note_refusal(rules, self.peer.as_ref().ok(), denied);

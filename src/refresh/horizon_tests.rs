@@ -102,6 +102,34 @@ fn nothing_begins_before_it_is_due_and_the_timer_says_when_that_is() {
 }
 
 #[test]
+fn a_grant_whose_row_could_not_be_read_is_tried_again_although_a_backlog_fills_the_page() {
+    let mut horizon = Horizon::new(pace(1));
+    let Some(Action::Load { until, limit, .. }) = horizon.poll_action(NOW) else {
+        panic!("an empty horizon loads first");
+    };
+    let overdue = |id| row(id, 900_000 - id, -300);
+    let page: Vec<Due> = (1..=i64::try_from(limit).unwrap()).map(overdue).collect();
+    horizon.handle_page(&page, until, limit);
+    let Some(Action::Begin { id, .. }) = horizon.poll_action(NOW) else {
+        panic!("the longest due begins");
+    };
+    // Five seconds from now is far behind what has been loaded of this backlog.
+    horizon.handle_end(wrote(id.0, 0, Some(row(id.0, -5, -300))));
+    let (later, mut tried) = (NOW + secs(5), BTreeSet::new());
+    while let Some(action) = horizon.poll_action(later) {
+        match action {
+            Action::Load { until, limit, .. } => horizon.handle_page(&[], until, limit),
+            Action::Begin { id, .. } => {
+                tried.insert(id);
+                horizon.handle_end(wrote(id.0, 2, None));
+            }
+        }
+    }
+    assert!(tried.contains(&id));
+    assert_eq!(tried.len(), page.len());
+}
+
+#[test]
 fn one_attempt_per_grant_whoever_asks() {
     let mut horizon = loaded(pace(9), &[row(1, 1, 60)]);
     horizon.handle_demand(GrantId(1));

@@ -137,6 +137,9 @@ fn looks_like_html(body: &[u8]) -> bool {
     body.trim_ascii_start().first() == Some(&b'<')
 }
 
+/// What a token is where its server does not say so.
+const DEFAULT_TYPE: &str = "Bearer";
+
 type Object = serde_json::Map<String, serde_json::Value>;
 
 fn error_code(object: &Object, dead_grant_codes: &[String]) -> Option<&'static str> {
@@ -161,7 +164,7 @@ fn read_tokens(object: &Object) -> Option<TokenResponse> {
     Some(TokenResponse {
         token_type: text("token_type")
             .filter(|t| showable_type(t))
-            .unwrap_or_else(|| "Bearer".to_owned()),
+            .unwrap_or_else(|| DEFAULT_TYPE.to_owned()),
         expires_in: object.get("expires_in").and_then(positive_seconds),
         jwt_expires_at: jwt_expiry(&access_token),
         refresh_token: text("refresh_token").map(RefreshToken::new),
@@ -194,7 +197,11 @@ pub fn positive_seconds(value: &serde_json::Value) -> Option<Duration> {
     Some(Duration::from_secs_f64(secs.min(3_155_760_000.0)))
 }
 
-/// Reads a scope from a string or an array of strings.
+/// No list of scopes is longer; it is stored and shown in the clear.
+const LONGEST_SCOPE: usize = 16 << 10;
+
+/// Reads a scope from a string or an array of strings. What holds control characters, or is longer than any
+/// scope, is none.
 pub fn scope_text(value: &serde_json::Value) -> Option<String> {
     let text = match value {
         serde_json::Value::String(text) => text.trim().to_owned(),
@@ -204,7 +211,34 @@ pub fn scope_text(value: &serde_json::Value) -> Option<String> {
         }
         _ => return None,
     };
-    (!text.is_empty()).then_some(text)
+    let showable = text.len() <= LONGEST_SCOPE && !text.chars().any(char::is_control);
+    (!text.is_empty() && showable).then_some(text)
+}
+
+/// A secret shorter than this may stand in a text by chance.
+const SHORTEST_SECRET: usize = 12;
+
+impl TokenResponse {
+    /// Drops what is stored and shown in the clear but repeats a secret: one of this answer's tokens, or one of
+    /// `sent`, which went out with the request (I6).
+    pub fn drop_echoes(&mut self, sent: &[&str]) {
+        let got = [
+            Some(self.access_token.expose()),
+            self.refresh_token.as_ref().map(RefreshToken::expose),
+        ];
+        let secrets = sent.iter().copied().chain(got.into_iter().flatten());
+        let (mut type_echoes, mut scope_echoes) = (false, false);
+        for secret in secrets.filter(|secret| secret.len() >= SHORTEST_SECRET) {
+            type_echoes |= self.token_type.contains(secret);
+            scope_echoes |= self.scope.as_ref().is_some_and(|s| s.contains(secret));
+        }
+        if type_echoes {
+            self.token_type = DEFAULT_TYPE.to_owned();
+        }
+        if scope_echoes {
+            self.scope = None;
+        }
+    }
 }
 
 /// Reads the `exp` claim (RFC 7519 §4.1.4) of an access token that happens to be a JWT, unverified.
@@ -327,6 +361,29 @@ mod tests {
         assert_eq!(read(json!(["a", "b"])).as_deref(), Some("a b"));
         assert_eq!(read(json!("")), None);
         assert_eq!(read(json!([])), None);
+        assert_eq!(read(json!("a\u{1b}[31m b")), None);
+        assert_eq!(read(json!(["a\nb"])), None);
+        assert_eq!(read(json!("a ".repeat(10_000))), None);
+    }
+
+    #[test]
+    fn a_secret_that_a_server_echoes_is_not_taken_for_a_scope_or_a_type() {
+        for secret in [
+            "access-canary",
+            "refresh-canary",
+            "presented-canary",
+            "client-canary",
+        ] {
+            let mut read = tokens(json!({
+                "access_token": "access-canary", "refresh_token": "refresh-canary",
+                "token_type": secret, "scope": format!("read {secret}"),
+            }));
+            read.drop_echoes(&["presented-canary", "client-canary"]);
+            assert_eq!((read.token_type.as_str(), read.scope), ("Bearer", None));
+        }
+        let mut read = tokens(json!({"access_token": "read", "scope": "read write"}));
+        read.drop_echoes(&["write", ""]);
+        assert_eq!(read.scope.as_deref(), Some("read write"));
     }
 
     #[test]

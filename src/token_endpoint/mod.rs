@@ -159,7 +159,13 @@ impl Client {
                     retry_after,
                     body: &body,
                 };
-                classify(&answer, &self.registration.dead_grant_codes, now)
+                let mut outcome = classify(&answer, &self.registration.dead_grant_codes, now);
+                if let Outcome::Tokens(tokens) = &mut outcome {
+                    let secret = self.registration.client_secret.as_ref();
+                    let secret = secret.map_or("", |secret| secret.expose());
+                    tokens.drop_echoes(&[refresh_token.expose(), secret]);
+                }
+                outcome
             }
             // A token set may have been in there.
             None if (200..300).contains(&status) => Outcome::Unknown("body-too-large"),

@@ -144,6 +144,24 @@ async fn connections_beyond_the_cap_are_turned_away_until_one_ends() {
 }
 
 #[tokio::test]
+async fn peers_without_a_rule_cannot_take_the_places_of_those_with_one() {
+    let limits = Limits {
+        strangers: 2,
+        ..Limits::default()
+    };
+    let site = Site::limited(SocketKind::Shared, vec![], limits);
+    let mut strangers = [site.connect().await, site.connect().await];
+    for stranger in &mut strangers {
+        assert_eq!(stranger.ask(TOKEN).await.status, 403);
+    }
+    let turned_away = site.connect().await.reply().await.unwrap();
+    assert_eq!(turned_away.status, 503);
+
+    site.rules.store(Arc::new(Rules::new(vec![rule()])));
+    assert_eq!(site.ask(TOKEN).await.status, 200);
+}
+
+#[tokio::test]
 async fn shutdown_finishes_requests_in_flight_closes_idle_connections_and_returns() {
     let site = Site::shared();
     let mut idle = site.connect().await;

@@ -231,7 +231,7 @@ impl Lane {
             .collect();
         self.freshd.start_again().await;
         let each = subjects.iter().zip(&phases);
-        let survive = each.map(|(subject, phase)| self.survives(subject, *phase));
+        let survive = each.map(|(subject, phase)| self.survives(subject, *phase, point.manner));
         futures_util::future::join_all(survive).await;
         self.freshd.stop().await;
         self.spent += phases
@@ -361,7 +361,7 @@ impl Lane {
     }
 
     /// After the new start: what can be had is had, and what is lost is told.
-    async fn survives(&self, subject: &Subject, phase: Phase) {
+    async fn survives(&self, subject: &Subject, phase: Phase, manner: Manner) {
         let user = &subject.user;
         if phase == Phase::Importing {
             let gone = self.freshd.token(user, "acme").await;
@@ -382,6 +382,12 @@ impl Lane {
                 .await
                 .is_problem(409, "needs-authorization");
             return;
+        }
+        if manner == Manner::Refused && phase == Phase::BeforeTheMark {
+            // Nothing remembers the refusal, and nothing is due: the API will refuse it again.
+            let refused = serde_json::json!({ "generation": 1 });
+            let path = format!("{}/refresh", grant_path(user, "acme"));
+            assert_eq!(self.freshd.post(&path, &refused).await.generation(), 2);
         }
         let grant = self.freshd.wait_for_generation(user, "acme", 2).await;
         assert_eq!(

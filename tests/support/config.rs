@@ -13,6 +13,8 @@ pub struct Config {
     pub daemon: String,
     /// `[refresh]`.
     pub refresh: String,
+    /// `[outbound]`.
+    pub outbound: String,
     /// `[provider.NAME]`.
     pub providers: BTreeMap<String, String>,
     /// `[app.NAME]`.
@@ -33,6 +35,7 @@ impl Config {
             dir,
             daemon: String::new(),
             refresh: String::new(),
+            outbound: String::new(),
             providers: BTreeMap::new(),
             apps: BTreeMap::new(),
         };
@@ -163,7 +166,11 @@ impl Config {
         for (key, path) in paths {
             let _ = writeln!(text, "{key} = {path:?}");
         }
-        let _ = writeln!(text, "{}\n[refresh]\n{}", self.daemon, self.refresh);
+        let _ = writeln!(
+            text,
+            "{}\n[refresh]\n{}\n[outbound]\n{}",
+            self.daemon, self.refresh, self.outbound
+        );
         for (name, section) in &self.providers {
             let _ = writeln!(text, "\n[provider.{name}]\n{section}");
         }

@@ -5,6 +5,7 @@
 pub mod canary;
 pub mod config;
 pub mod daemon;
+pub mod faulty_server;
 pub mod http;
 pub mod node_server;
 pub mod rotating;

@@ -55,7 +55,7 @@ pub(super) fn history(shared: &Shared, of: &Grant, entries: &[Entry]) -> History
             since: mark.first_sent_at.rfc3339(),
             requests: mark.presented,
         }),
-        held: lock(&shared.held).contains_key(&of.key),
+        held: shared.held.find(&of.key).is_some(),
         store: shared.store.failing().unwrap_or_else(|| "ok".to_owned()),
         entries: entries.iter().map(entry).collect(),
     }

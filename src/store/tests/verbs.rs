@@ -424,7 +424,7 @@ async fn marks_that_an_earlier_process_left_are_made_due_unless_an_admin_paused_
     ] {
         let grant = bench.import(user).await;
         applied(store.begin_attempt(grant.id, 1, at(10)).await);
-        let put = store.set_standing(grant.id, standing, Some(at(5_000)), at(11));
+        let put = store.set_standing(grant.id, standing, Some(at(5_000)), By::Admin, at(11));
         put.await.unwrap().unwrap();
         ids.push(grant.id);
     }

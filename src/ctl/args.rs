@@ -62,6 +62,12 @@ pub enum Command {
         #[arg(help = PROVIDER, value_parser = name)]
         provider: Option<String>,
     },
+    /// Tells what happened to a grant, why it is as it is, and what to do
+    Why {
+        /// Whose, and where.
+        #[command(flatten)]
+        grant: Grant,
+    },
     /// Prints an access token, and nothing else, to standard output
     Token(Token),
     /// Imports a grant (JSON on standard input), or many from a file

@@ -10,13 +10,14 @@
 //! | `args` | the command line |
 //! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
-//! | `status`, `grants`, `token`, `control` | the commands that ask the daemon |
+//! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
 //! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
 //! | `local` | the commands that need no daemon |
 
 mod args;
 mod bulk;
 mod call_error;
+mod cause;
 mod client;
 mod console;
 mod control;
@@ -33,6 +34,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod token;
+mod why;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -159,6 +161,7 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
         Command::Providers => status::providers(session).await,
         Command::Grants(args) => grants::list(session, &args).await,
         Command::Show { user, provider } => grants::show(session, &user, provider.as_deref()).await,
+        Command::Why { grant } => why::why(session, &grant.user, &grant.provider).await,
         Command::Token(args) => token::token(session, &args).await,
         Command::Refresh { grant, generation } => token::refresh(session, &grant, generation).await,
         Command::Import(args) => match &args.jsonl {

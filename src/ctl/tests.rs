@@ -6,6 +6,7 @@ mod local;
 mod refusals;
 mod server;
 mod status;
+mod why;
 
 use std::ffi::OsString;
 use std::io::Cursor;

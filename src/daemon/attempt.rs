@@ -17,7 +17,7 @@ use crate::refresh::horizon::{Due, Written};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
 use crate::refresh::token_response::Outcome;
-use crate::store::{Attemptable, Cas, Failure, Readable, StoreError, TokenCommit};
+use crate::store::{Attemptable, By, Cas, Failure, Readable, StoreError, TokenCommit};
 
 /// What an attempt is wanted for.
 #[derive(Clone, Copy)]
@@ -212,6 +212,7 @@ impl Attempt {
             } => {
                 let failure = Failure {
                     code: outcome.code(),
+                    status: outcome.status(),
                     due_at: Some(due_at),
                     failures,
                     fate_unknown,
@@ -226,6 +227,7 @@ impl Attempt {
                 self.tell_needs_authorization(&grant, reason, &code);
                 let failure = Failure {
                     code,
+                    status: outcome.status(),
                     due_at: None,
                     failures: grant.failures.saturating_add(1),
                     fate_unknown: false,
@@ -315,7 +317,7 @@ impl Attempt {
         let now = self.shared.clock.now();
         self.shared
             .store
-            .set_standing(grant.id, standing, due_at, now)
+            .set_standing(grant.id, standing, due_at, By::Schedule, now)
             .await
     }
 

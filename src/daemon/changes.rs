@@ -5,7 +5,7 @@ use super::view;
 use crate::local_api::problem;
 use crate::local_api::types::{ImportAnswer, Problem};
 use crate::refresh::grant::{GrantKey, Standing};
-use crate::store::{Import, Imported, StoreError};
+use crate::store::{By, Import, Imported, StoreError};
 
 /// What a route is told when the store can't do its part.
 pub(super) fn store_problem(error: StoreError) -> Problem {
@@ -79,6 +79,7 @@ pub(super) async fn restand(
     key: &GrantKey,
     from: fn(Standing) -> bool,
     to: Standing,
+    by: By,
     told: &'static str,
 ) -> Result<bool, Problem> {
     let _slot = shared.slots.acquire(key).await;
@@ -95,7 +96,7 @@ pub(super) async fn restand(
     };
     let changed = shared
         .store
-        .set_standing(grant.id, to, due_at, now)
+        .set_standing(grant.id, to, due_at, by, now)
         .await
         .map_err(store_problem)?;
     if let Some(grant) = changed {

@@ -12,14 +12,14 @@ use super::view;
 use crate::local_api::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
 use crate::local_api::problem;
 use crate::local_api::types::{
-    Changed, GrantList, GrantView, ImportAnswer, ImportRequest, Problem, ProviderList, Status,
-    UserView,
+    Changed, GrantList, GrantView, History, ImportAnswer, ImportRequest, Problem, ProviderList,
+    Status, UserView,
 };
 use crate::refresh::grant::{Grant, GrantId, GrantKey, NeedsReason, PauseReason, Standing};
 use crate::refresh::policy;
 use crate::refresh::reading::Read;
 use crate::refresh::time::UnixTime;
-use crate::store::{Filter, Import, Readable, StoreError};
+use crate::store::{By, Filter, Import, Readable, StoreError};
 
 /// The daemon's side of the routes. Cheap to clone.
 #[derive(Clone)]
@@ -122,6 +122,16 @@ impl Keeper for Daemon {
 
     async fn grant(&self, key: GrantKey) -> Result<GrantView, Problem> {
         Ok(view::grant(&self.find(&key).await?))
+    }
+
+    async fn history(&self, key: GrantKey) -> Result<History, Problem> {
+        let found = if lock(&self.0.deleting).contains(&key) {
+            None
+        } else {
+            self.0.store.history(&key).await.map_err(store_problem)?
+        };
+        let (grant, entries) = found.ok_or_else(|| problem::no_such_grant(&key))?;
+        Ok(view::history(&self.0, &grant, &entries))
     }
 
     async fn user(&self, namespace: String, user: String) -> Result<UserView, Problem> {
@@ -451,7 +461,15 @@ impl Daemon {
                     Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
                 )
             };
-            changes::restand(&shared, &key, absent, Standing::Active, "resumed").await
+            changes::restand(
+                &shared,
+                &key,
+                absent,
+                Standing::Active,
+                By::Reader,
+                "resumed",
+            )
+            .await
         })
         .await?;
         Ok(())
@@ -479,7 +497,8 @@ impl Daemon {
         detached(async move {
             let mut changed = 0;
             for key in keys {
-                changed += u64::from(changes::restand(&shared, &key, from, to, told).await?);
+                changed +=
+                    u64::from(changes::restand(&shared, &key, from, to, By::Admin, told).await?);
             }
             Ok(Changed { changed })
         })

@@ -20,6 +20,8 @@ use crate::config;
 
 /// Activity notes of users without grants, older than this, are purged.
 const KEEP_ACTIVITY: Duration = Duration::from_secs(400 * 86_400);
+/// A grant's story goes back this far: longer than it takes until somebody asks what happened.
+const KEEP_HISTORY: Duration = Duration::from_secs(90 * 86_400);
 
 #[derive(Clone, Copy, Debug)]
 enum Work {
@@ -82,7 +84,10 @@ async fn run(shared: &Shared, work: Work, give_up_after: Duration) {
     let done = match work {
         Work::Optimize => shared.store.optimize().await,
         Work::Purge => {
-            let purged = shared.store.purge(now - KEEP_ACTIVITY, now - give_up_after);
+            let purged =
+                shared
+                    .store
+                    .purge(now - KEEP_ACTIVITY, now - give_up_after, now - KEEP_HISTORY);
             purged.await.map(|_| ())
         }
     };

@@ -2,13 +2,15 @@
 
 use tokio::sync::oneshot;
 
-use super::driver::{Event, Look};
+use super::driver::{self, Look};
 use super::providers::Halt;
 use super::shared::{Shared, lock};
-use crate::local_api::types::{CountView, GrantView, ProviderView, Status};
+use crate::local_api::types::{
+    CountView, GrantView, History, HistoryEntry, ProviderStanding, ProviderView, Status, Unanswered,
+};
 use crate::refresh::grant::Grant;
 use crate::refresh::time::UnixTime;
-use crate::store::{Count, StoreError};
+use crate::store::{Count, Entry, Event, StoreError};
 
 /// A grant's state, without secrets.
 pub(super) fn grant(grant: &Grant) -> GrantView {
@@ -34,10 +36,56 @@ pub(super) fn grant(grant: &Grant) -> GrantView {
     }
 }
 
+/// A grant's story and what bears on it now.
+pub(super) fn history(shared: &Shared, of: &Grant, entries: &[Entry]) -> History {
+    let provider = &of.key.provider;
+    let (state, reason, since) = standing(shared, provider, shared.clock.now());
+    let live = shared.providers.find(provider);
+    History {
+        grant: grant(of),
+        provider: ProviderStanding {
+            state: state.to_owned(),
+            reason,
+            since: since.map(UnixTime::rfc3339),
+            rotation: live
+                .map_or("", |live| live.config.policy.rotation.name())
+                .to_owned(),
+        },
+        unanswered: of.mark.map(|mark| Unanswered {
+            since: mark.first_sent_at.rfc3339(),
+            requests: mark.presented,
+        }),
+        held: shared.held.find(&of.key).is_some(),
+        store: shared.store.failing().unwrap_or_else(|| "ok".to_owned()),
+        entries: entries.iter().map(entry).collect(),
+    }
+}
+
+fn entry(entry: &Entry) -> HistoryEntry {
+    let (code, reason) = match entry.event {
+        Event::Failed | Event::Unanswered => (Some(entry.detail.clone()), None),
+        _ if entry.detail.is_empty() => (None, None),
+        _ => (None, Some(entry.detail.clone())),
+    };
+    HistoryEntry {
+        event: entry.event.name().to_owned(),
+        at: entry.first_at.rfc3339(),
+        until: (entry.last_at != entry.first_at).then(|| entry.last_at.rfc3339()),
+        times: entry.times,
+        generation: entry.generation,
+        code,
+        status: entry.status,
+        reason,
+        by: entry.by.map(|by| by.name().to_owned()),
+        presented: entry.presented.map(|short| short.to_string()),
+        received: entry.received.map(|short| short.to_string()),
+    }
+}
+
 /// Asks the driver how it fares; `None` if it has ended.
 pub(super) async fn look(shared: &Shared) -> Option<Look> {
     let (answer, look) = oneshot::channel();
-    shared.driver.send(Event::Look(answer)).ok()?;
+    shared.driver.send(driver::Event::Look(answer)).ok()?;
     look.await.ok()
 }
 

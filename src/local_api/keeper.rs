@@ -7,8 +7,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::types::{
-    Changed, GrantList, GrantView, ImportAnswer, ImportRequest, Problem, ProviderList, Status,
-    UserView,
+    Changed, GrantList, GrantView, History, ImportAnswer, ImportRequest, Problem, ProviderList,
+    Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
 use crate::refresh::time::UnixTime;
@@ -102,6 +102,8 @@ pub trait Keeper: Send + Sync + 'static {
     ) -> impl Future<Output = Result<ImportAnswer, Problem>> + Send;
     /// One grant's state.
     fn grant(&self, key: GrantKey) -> impl Future<Output = Result<GrantView, Problem>> + Send;
+    /// What happened to one grant.
+    fn history(&self, key: GrantKey) -> impl Future<Output = Result<History, Problem>> + Send;
     /// A user's state. A user without grants is 404.
     fn user(
         &self,

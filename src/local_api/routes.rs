@@ -16,8 +16,8 @@ use super::problem;
 use super::request::{self, Names, Query};
 use super::rules::{Rule, SocketKind, Verb};
 use super::types::{
-    Changed, GrantList, GrantView, ImportRequest, Problem, ProviderList, RefreshRequest, Status,
-    UserView,
+    Changed, GrantList, GrantView, History, ImportRequest, Problem, ProviderList, RefreshRequest,
+    Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
 
@@ -140,6 +140,10 @@ pub(super) fn router<K: Keeper>(kind: &SocketKind, api: Api<K>) -> Router {
         .route(
             "/v1/users/{user}/grants/{provider}",
             get(grant::<K>).put(import::<K>).delete(delete::<K>),
+        )
+        .route(
+            "/v1/users/{user}/grants/{provider}/history",
+            get(history::<K>),
         )
         .route(
             "/v1/users/{user}/grants/{provider}/refresh",
@@ -300,6 +304,16 @@ async fn grant<K: Keeper>(
     let key = call.grant(Verb::Read)?;
     Query::none(&uri)?;
     Ok(Json(api.keeper.grant(key).await?))
+}
+
+async fn history<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    uri: Uri,
+) -> Answer<History> {
+    let key = call.grant(Verb::Read)?;
+    Query::none(&uri)?;
+    Ok(Json(api.keeper.history(key).await?))
 }
 
 async fn user<K: Keeper>(

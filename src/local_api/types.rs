@@ -78,6 +78,83 @@ pub struct GrantView {
     pub unused_refreshes: u32,
 }
 
+/// What happened to a grant, and what bears on it now. Its fingerprints are keyed and cut: no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// The grant now.
+    pub grant: GrantView,
+    /// How its provider fares.
+    pub provider: ProviderStanding,
+    /// Requests whose outcome nobody knows; absent where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<Unanswered>,
+    /// Whether a newer token set is held in memory because the disk refused it.
+    pub held: bool,
+    /// `ok`, or why the store can't be written now.
+    pub store: String,
+    /// What happened, the oldest first: the last 64 entries of the last 90 days, and what led to a standing that lasts.
+    pub entries: Vec<HistoryEntry>,
+}
+
+/// How a provider fares, as far as it bears on a grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderStanding {
+    /// As [`ProviderView::state`].
+    pub state: String,
+    /// Why, where it is not running.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Since when, or until when for a cool-down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// As [`ProviderView::rotation`].
+    pub rotation: String,
+}
+
+/// Requests with the present refresh token whose outcome nobody knows; one of them may be under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unanswered {
+    /// When the first was sent.
+    pub since: String,
+    /// How many.
+    pub requests: u32,
+}
+
+/// One entry of a grant's story.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// `refreshed`, `failed`, `unanswered`, `interrupted`, `superseded`, `imported`, `replaced`, `resumed`, `paused` or
+    /// `needs-authorization`.
+    pub event: String,
+    /// When; of one that repeated, when first.
+    pub at: String,
+    /// When last, where it repeated; of `interrupted`, when it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// How often.
+    pub times: u64,
+    /// The generation afterwards.
+    pub generation: u64,
+    /// A failure's short code, ours: `http-503`, `connect`, `invalid_grant`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The HTTP status, where there was an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Why the state changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Who changed it: `admin`, `schedule`, `reader` or `store`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The beginning of the keyed fingerprint of the refresh token that was presented, the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presented: Option<String>,
+    /// The same of the refresh token that the grant had afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<String>,
+}
+
 /// One user's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserView {

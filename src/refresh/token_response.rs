@@ -269,6 +269,16 @@ impl Outcome {
             Outcome::NotSent(code) => (*code).to_owned(),
         }
     }
+
+    /// Returns the HTTP status of a whole answer that refused.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Outcome::RefusedForGood(refusal)
+            | Outcome::RefusedForAll(refusal)
+            | Outcome::RefusedForNow { refusal, .. } => Some(refusal.status),
+            Outcome::Tokens(_) | Outcome::Unknown(_) | Outcome::NotSent(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]

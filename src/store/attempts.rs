@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use rusqlite::params;
 
-use super::fingerprints;
+use super::fingerprints::{self, Remembered};
 use super::grants::load;
+use super::history::{self, By, Entry, Event};
 use super::revocations::{self, Revocable};
 use super::rows::{self, millis};
 use super::session::{Session, Trouble};
@@ -55,6 +56,8 @@ pub struct TokenCommit {
 pub struct Failure {
     /// A short code, ours.
     pub code: String,
+    /// The HTTP status of the answer, if a whole one came.
+    pub status: Option<u16>,
     /// When the next attempt is due.
     pub due_at: Option<UnixTime>,
     /// Failures in a row, this one included.
@@ -141,8 +144,11 @@ fn begin(
     at: UnixTime,
 ) -> Result<Cas, Trouble> {
     session.disk.check_room()?;
-    if at_generation(session, id, generation)?.is_none() {
+    let Some(grant) = at_generation(session, id, generation)? else {
         return Ok(Cas::Lost);
+    };
+    if let Some(mark) = grant.mark {
+        history::tell_of_interrupted(session, &grant, mark, at)?;
     }
     session.write(
         "INSERT INTO marks (grant_id, first_sent_at, presented) VALUES (?1, ?2, 1)
@@ -185,12 +191,17 @@ fn commit_tokens(session: &Session<'_>, commit: &TokenCommit) -> Result<Cas, Tro
     };
     let tokens = &commit.tokens;
     let sealed = rows::seal(session, grant.id, &grant.key, generation, tokens);
+    let mut remembered = Remembered::of(session, grant.id)?;
+    let presented = remembered.newest();
+    if let Some(token) = &tokens.refresh_token {
+        remembered.add(session, token);
+    }
     session.write(
         "UPDATE grants SET version = version + 1, generation = ?2, standing = ?3, reason = ?4,
             standing_since = ?5, token_type = ?6, obtained_at = ?7, expires_at = ?8, scope = ?9,
             due_at = ?10, refreshed_at = ?11, attempted_at = ?11, failures = 0,
             last_failure = NULL, unused_refreshes = ?12, key_id = ?13, access_token = ?14,
-            refresh_token = ?15
+            refresh_token = ?15, refresh_tokens = ?16
          WHERE id = ?1",
         params![
             grant.id.0,
@@ -208,10 +219,16 @@ fn commit_tokens(session: &Session<'_>, commit: &TokenCommit) -> Result<Cas, Tro
             sealed.key_id,
             sealed.access_token,
             sealed.refresh_token,
+            remembered.bytes(),
         ],
     )?;
     session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
-    fingerprints::note(session, grant.id, generation, tokens)?;
+    let refreshed = Entry {
+        presented,
+        received: remembered.newest(),
+        ..Entry::new(Event::Refreshed, commit.at, generation)
+    };
+    history::tell(session, grant.id, &refreshed)?;
     Ok(Cas::Applied(load(session, grant.id)?))
 }
 
@@ -225,7 +242,18 @@ fn queue_lost_set(session: &Session<'_>, commit: &TokenCommit) -> Result<(), Tro
         (None, Some(token)) => Revocable::Access(token),
         (None, None) => return Ok(()),
     };
-    revocations::queue(session, &commit.provider, lost, commit.at)
+    revocations::queue(session, &commit.provider, lost, commit.at)?;
+    if let Some(grant) = rows::by_id(session, commit.id)? {
+        let superseded = Entry {
+            received: tokens
+                .refresh_token
+                .as_ref()
+                .map(|token| fingerprints::shown(session, token)),
+            ..Entry::new(Event::Superseded, commit.at, grant.generation)
+        };
+        history::tell(session, grant.id, &superseded)?;
+    }
+    Ok(())
 }
 
 fn fail(
@@ -269,5 +297,27 @@ fn fail(
     if !failure.fate_unknown {
         take_back_mark(session, id)?;
     }
+    tell_failure(session, &grant, failure)?;
     Ok(Cas::Applied(load(session, id)?))
+}
+
+fn tell_failure(session: &Session<'_>, grant: &Grant, failure: &Failure) -> Result<(), Trouble> {
+    let event = if failure.fate_unknown {
+        Event::Unanswered
+    } else {
+        Event::Failed
+    };
+    let failed = Entry {
+        detail: failure.code.clone(),
+        status: failure.status,
+        presented: fingerprints::newest(session, grant.id)?,
+        ..Entry::new(event, failure.at, grant.generation)
+    };
+    history::tell(session, grant.id, &failed)?;
+    let Some(reason) = failure.needs_authorization else {
+        return Ok(());
+    };
+    let standing = Standing::NeedsAuthorization(reason);
+    let verdict = Entry::standing(standing, failure.at, grant.generation, By::Schedule);
+    history::tell(session, grant.id, &verdict)
 }

@@ -2,7 +2,8 @@
 
 use rusqlite::params;
 
-use super::fingerprints;
+use super::fingerprints::{self, Remembered};
+use super::history::{self, By, Entry, Event};
 use super::revocations::{self, Revocable};
 use super::rows::{self, Opened, SealedTokens, millis, select_grant};
 use super::seal::Purpose;
@@ -161,21 +162,22 @@ impl Store {
             .await
     }
 
-    /// Sets a grant's standing and due time. `None` if the grant is gone.
+    /// Sets a grant's standing and due time, and tells in its story by whom. `None` if the grant is gone.
     pub async fn set_standing(
         &self,
         id: GrantId,
         standing: Standing,
         due_at: Option<UnixTime>,
+        by: By,
         at: UnixTime,
     ) -> Result<Option<Grant>, StoreError> {
         self.write(Class::Rest, move |session| {
-            put_standing(session, id, standing, due_at, at)
+            put_standing(session, id, standing, due_at, by, at)
         })
         .await
     }
 
-    /// Deletes a grant, its mark and its history; with the user's last grant goes the user's activity.
+    /// Deletes a grant, its mark and its story; with the user's last grant goes the user's activity.
     ///
     /// With `revoke`, what its provider's revocation needs lives on as a sealed, nameless
     /// job: the refresh token, or the access token where there is none. Returns the grant as it was.
@@ -238,7 +240,7 @@ fn quarantine(session: &Session<'_>, id: GrantId, at: UnixTime) -> Result<Option
         broken = broken.join(","),
         "quarantined"
     );
-    put_standing(session, id, quarantined, None, at)
+    put_standing(session, id, quarantined, None, By::Store, at)
 }
 
 fn put_standing(
@@ -246,6 +248,7 @@ fn put_standing(
     id: GrantId,
     standing: Standing,
     due_at: Option<UnixTime>,
+    by: By,
     at: UnixTime,
 ) -> Result<Option<Grant>, Trouble> {
     let Some(grant) = rows::by_id(session, id)? else {
@@ -268,6 +271,10 @@ fn put_standing(
             millis(due_at)
         ],
     )?;
+    if standing != grant.standing {
+        let changed = Entry::standing(standing, at, grant.generation, by);
+        history::tell(session, id, &changed)?;
+    }
     Ok(Some(load(session, id)?))
 }
 
@@ -307,7 +314,7 @@ fn create(session: &Session<'_>, import: &Import) -> Result<Grant, Trouble> {
         ],
     )?;
     let id = GrantId(session.conn.last_insert_rowid());
-    put_import(session, id, 1, import)
+    put_import(session, id, 1, import, Event::Imported)
 }
 
 fn replace(session: &Session<'_>, grant: &Grant, import: &Import) -> Result<Grant, Trouble> {
@@ -325,7 +332,13 @@ fn replace(session: &Session<'_>, grant: &Grant, import: &Import) -> Result<Gran
         }
     }
     session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
-    put_import(session, grant.id, grant.generation + 1, import)
+    put_import(
+        session,
+        grant.id,
+        grant.generation + 1,
+        import,
+        Event::Replaced,
+    )
 }
 
 fn put_import(
@@ -333,8 +346,13 @@ fn put_import(
     id: GrantId,
     generation: u64,
     import: &Import,
+    event: Event,
 ) -> Result<Grant, Trouble> {
     let tokens = &import.tokens;
+    let mut remembered = Remembered::of(session, id)?;
+    if let Some(token) = &tokens.refresh_token {
+        remembered.add(session, token);
+    }
     let SealedTokens {
         key_id,
         access_token,
@@ -347,7 +365,7 @@ fn put_import(
             standing = ?3, reason = ?4, token_type = ?6, obtained_at = ?7, expires_at = ?8,
             scope = ?9, due_at = ?10, imported_at = ?5, refreshed_at = NULL, attempted_at = NULL,
             failures = 0, last_failure = NULL, unused_refreshes = 0, key_id = ?11,
-            access_token = ?12, refresh_token = ?13
+            access_token = ?12, refresh_token = ?13, refresh_tokens = ?14
          WHERE id = ?1",
         params![
             id.0,
@@ -363,9 +381,18 @@ fn put_import(
             key_id,
             access_token,
             refresh_token,
+            remembered.bytes(),
         ],
     )?;
-    fingerprints::note(session, id, generation, tokens)?;
+    let imported = Entry {
+        detail: import.standing.reason().to_owned(),
+        received: tokens
+            .refresh_token
+            .as_ref()
+            .map(|token| fingerprints::shown(session, token)),
+        ..Entry::new(event, import.at, generation)
+    };
+    history::tell(session, id, &imported)?;
     load(session, id)
 }
 
@@ -382,7 +409,7 @@ fn remove(
         queue_for_revocation(session, &grant, at)?;
     }
     session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
-    fingerprints::forget(session, grant.id)?;
+    history::forget(session, grant.id)?;
     session.write("DELETE FROM grants WHERE id = ?1", [grant.id.0])?;
     session.write(
         "DELETE FROM activity WHERE namespace = ?1 AND user = ?2

@@ -2,6 +2,7 @@
 
 use rusqlite::params;
 
+use super::history;
 use super::rows::count;
 use super::session::{Session, Trouble};
 use super::writer::Class;
@@ -11,6 +12,8 @@ use crate::refresh::time::UnixTime;
 
 /// So many rows are purged in one transaction; other writes go in between.
 const PURGE_PAGE: usize = 500;
+/// The stories of so many grants are looked through in one transaction: at most 16,000 short rows.
+const HISTORY_PAGE: i64 = 250;
 
 /// How many grants of a provider have a standing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct Purged {
     pub activity: u64,
     /// Revocations that no provider answered.
     pub revocations: u64,
+    /// Entries of grants' stories.
+    pub history: u64,
 }
 
 impl Store {
@@ -52,11 +57,13 @@ impl Store {
     }
 
     /// Removes activity notes from before `before` of users without a grant, and revocations queued
-    /// before `revocations_before`: they have waited long enough.
+    /// before `revocations_before`: they have waited long enough. Of grants' stories, what ended before
+    /// `history_before`, but for what led to a standing that still needs a person.
     pub async fn purge(
         &self,
         before: UnixTime,
         revocations_before: UnixTime,
+        history_before: UnixTime,
     ) -> Result<Purged, StoreError> {
         let mut purged = Purged::default();
         loop {
@@ -66,10 +73,29 @@ impl Store {
                 })
                 .await?;
             if page == Purged::default() {
-                return Ok(purged);
+                break;
             }
             purged.activity += page.activity;
             purged.revocations += page.revocations;
+        }
+        purged.history = self.purge_history(history_before).await?;
+        Ok(purged)
+    }
+
+    async fn purge_history(&self, before: UnixTime) -> Result<u64, StoreError> {
+        let (mut from, mut purged) = (0, 0);
+        loop {
+            let sql = "SELECT grant_id FROM history WHERE grant_id >= ?1 ORDER BY grant_id LIMIT 1";
+            let next = self.read(move |session| session.first(sql, [from], |row| row.get(0)));
+            let Some(first) = next.await? else {
+                return Ok(purged);
+            };
+            let until = i64::saturating_add(first, HISTORY_PAGE);
+            let page = self.write(Class::Rest, move |session| {
+                history::purge(session, first, until, before)
+            });
+            purged += page.await? as u64;
+            from = until;
         }
     }
 
@@ -107,5 +133,6 @@ fn purge(
     Ok(Purged {
         activity: activity as u64,
         revocations: revocations as u64,
+        history: 0,
     })
 }

@@ -10,13 +10,14 @@
 //! | `open`, `schema` | what happens at start, in which order; tables and migrations |
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `rows` | a grant's row, read and opened |
-//! | `grants`, `attempts`, `schedule`, `fingerprints`, `revocations`, `providers`, `activity`, `maintenance` | the verbs |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `revocations`, `providers`, `activity`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
 mod checkpoint;
 mod fingerprints;
 mod grants;
+mod history;
 mod kek;
 mod keyring;
 mod maintenance;
@@ -38,7 +39,9 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 pub use attempts::{Cas, Failure, TokenCommit};
+pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
+pub use history::{By, Entry, Event};
 pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};
 pub use open::{OpenError, Options};

@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// One step per version, never edited once released. `user_version` counts the steps taken.
-const MIGRATIONS: &[&str] = &[V1];
+const MIGRATIONS: &[&str] = &[V1, V2];
 
 const V1: &str = "
 CREATE TABLE store (
@@ -119,6 +119,33 @@ WHEN old.standing <> new.standing OR old.reason <> new.reason BEGIN
     INSERT INTO counters VALUES (new.provider, new.standing, new.reason, 1)
         ON CONFLICT DO UPDATE SET grants = grants + 1;
 END;
+";
+
+const V2: &str = "
+-- Keyed fingerprints of the refresh tokens that a grant has had, 8 bytes each, the newest last.
+ALTER TABLE grants ADD COLUMN refresh_tokens BLOB;
+UPDATE grants SET refresh_tokens = (
+    SELECT unhex(group_concat(hex(substr(f.fingerprint, 1, 8)), '' ORDER BY f.generation))
+    FROM fingerprints f WHERE f.grant_id = grants.id);
+DROP TABLE fingerprints;
+
+-- A grant's story. Short rows: event, changed_by and times take no byte where they are 0 or 1,
+-- and there is no index by age, because every refresh would have to write it.
+CREATE TABLE history (
+    grant_id INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    event INTEGER NOT NULL,
+    first_at INTEGER NOT NULL,
+    last_at INTEGER NOT NULL,
+    times INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    detail TEXT,
+    status INTEGER,
+    changed_by INTEGER,
+    presented BLOB,
+    received BLOB,
+    PRIMARY KEY (grant_id, number)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Opens a connection for writing, set up as every writer is.
@@ -288,6 +315,37 @@ mod tests {
             })
             .unwrap();
         assert_eq!(row, (5, 6));
+        assert_eq!(identity(&conn).unwrap().version, 2);
+    }
+
+    #[test]
+    fn version_two_keeps_which_refresh_tokens_a_grant_has_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        migrate(&mut conn, &[V1]).unwrap();
+        conn.execute_batch(
+            "INSERT INTO grants (id, namespace, user, provider, account, version, generation,
+                standing, reason, standing_since, token_type, obtained_at, imported_at, failures,
+                unused_refreshes, key_id)
+             VALUES (7, '', 'anna', 'acme', '', 1, 3, 'active', '', 0, '', 0, 0, 0, 0, 1),
+                (8, '', 'bert', 'acme', '', 1, 3, 'active', '', 0, '', 0, 0, 0, 0, 1);
+             INSERT INTO fingerprints VALUES (7, x'0a02030405060708ffff', 3),
+                (7, x'0b02030405060708ffff', 2), (9, x'0c02030405060708ffff', 1);",
+        )
+        .unwrap();
+        assert!(upgrade(&mut conn).unwrap());
+        let kept = |id: i64| {
+            let sql = "SELECT hex(refresh_tokens) FROM grants WHERE id = ?1";
+            conn.query_row(sql, [id], |row| row.get::<_, String>(0))
+                .unwrap()
+        };
+        assert_eq!(
+            kept(7),
+            "0B020304050607080A02030405060708",
+            "the newest last"
+        );
+        assert_eq!(kept(8), "");
         assert_eq!(identity(&conn).unwrap().version, 2);
     }
 

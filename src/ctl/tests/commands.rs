@@ -30,6 +30,11 @@ fn obliging(seen: &Seen) -> Reply {
             json!({"result": "created", "grant": grant("alice", "active", "")})
         }
         "grants" => json!({"grants": [grant("alice", "active", "")]}),
+        "history" => json!({
+            "grant": grant("alice", "active", ""),
+            "provider": {"state": "running", "rotation": "strict"},
+            "held": false, "store": "ok", "entries": [],
+        }),
         "providers" => json!({"providers": []}),
         "activity" | "alice" => user(),
         _ => grant("alice", "paused", "held"),
@@ -50,6 +55,10 @@ fn each_command_sends_its_request() {
         (
             "show ali%2fce google:work",
             &["GET /v1/users/ali%252fce/grants/google:work"],
+        ),
+        (
+            "why alice google:work",
+            &["GET /v1/users/alice/grants/google:work/history"],
         ),
         (
             "token alice hubspot",

@@ -59,6 +59,7 @@ async fn verbs_and_providers_outside_the_rule_are_refused_by_name() {
         ("GET /v1/users/42/grants/google/token", "read"),
         ("POST /v1/users/42/grants/google/refresh", "read"),
         ("GET /v1/users/42/grants/google", "read"),
+        ("GET /v1/users/42/grants/google/history", "read"),
         ("GET /v1/users/42", "read"),
         ("POST /v1/users/42/activity", "read"),
         (&format!("PUT /v1/users/42/grants/google{body}"), "import"),
@@ -82,6 +83,7 @@ async fn verbs_and_providers_outside_the_rule_are_refused_by_name() {
         "GET /v1/users/42/grants/google/token",
         "POST /v1/users/42/grants/google/refresh",
         "GET /v1/users/42/grants/google:hubspot",
+        "GET /v1/users/42/grants/google/history",
         &format!("PUT /v1/users/42/grants/google{body}"),
         "DELETE /v1/users/42/grants/google",
     ] {

@@ -143,6 +143,16 @@ async fn imports_pass_replace_and_hold_and_answer_201_when_they_create() {
 }
 
 #[tokio::test]
+async fn a_grants_history_is_for_readers_and_admins() {
+    for site in [Site::shared(), Site::admin()] {
+        let path = "GET /v1/users/42/grants/google:work/history";
+        let history: History = serde_json::from_value(site.ask(path).await.json()).unwrap();
+        assert_eq!(history.grant, view("google"));
+        assert_eq!(site.keeper.calls(), ["history default/42/google:work"]);
+    }
+}
+
+#[tokio::test]
 async fn state_and_deletion_of_grants_and_users() {
     let site = Site::shared();
     let grant = site.ask("GET /v1/users/42/grants/google:work").await;

@@ -92,7 +92,7 @@ async fn run(ops: Vec<(usize, Op)>) {
                 ))
             }
             (Op::Standing(standing), Some(grant)) => store
-                .set_standing(grant.id, standing, None, at(2))
+                .set_standing(grant.id, standing, None, By::Admin, at(2))
                 .await
                 .unwrap(),
             (Op::Delete, Some(_)) => {

@@ -1,6 +1,7 @@
 //! Tests of the whole store, and what they share.
 
 mod counting;
+mod history;
 mod opening;
 mod sealing;
 mod spilling;
@@ -113,7 +114,7 @@ impl Bench {
         let tables = [
             "grants",
             "marks",
-            "fingerprints",
+            "history",
             "activity",
             "providers",
             "revocations",
@@ -204,6 +205,7 @@ fn commit(grant: &Grant, name: &str) -> TokenCommit {
 fn failure(code: &str) -> Failure {
     Failure {
         code: code.into(),
+        status: None,
         due_at: Some(at(200)),
         failures: 1,
         fate_unknown: false,

@@ -162,7 +162,7 @@ async fn a_newer_store_is_refused_and_left_as_it_is() {
             error,
             OpenError::Newer {
                 found: 99,
-                known: 1,
+                known: schema::VERSION,
                 ..
             }
         ),

@@ -163,7 +163,7 @@ async fn resuming_a_quarantined_grant_tries_again_and_an_import_heals_it() {
     bench.edit("UPDATE grants SET refresh_token = x'00' WHERE user = 'anna'");
     assert_eq!(tried(&bench, "anna").await.2, QUARANTINED);
     store
-        .set_standing(id, Standing::Active, Some(at(9)), at(9))
+        .set_standing(id, Standing::Active, Some(at(9)), By::Admin, at(9))
         .await
         .unwrap();
     assert_eq!(tried(&bench, "anna").await.2, QUARANTINED);

@@ -299,7 +299,7 @@ async fn a_pause_that_came_during_an_attempt_outlives_it() {
     ] {
         let grant = bench.import(user).await;
         store
-            .set_standing(grant.id, standing, None, at(5))
+            .set_standing(grant.id, standing, None, By::Admin, at(5))
             .await
             .unwrap()
             .unwrap();
@@ -320,7 +320,7 @@ async fn a_pause_that_came_during_an_attempt_outlives_it() {
     let grant = bench.import("carl").await;
     let inactive = Standing::Paused(PauseReason::Inactive);
     store
-        .set_standing(grant.id, inactive, Some(at(9)), at(5))
+        .set_standing(grant.id, inactive, Some(at(9)), By::Admin, at(5))
         .await
         .unwrap()
         .unwrap();
@@ -330,7 +330,7 @@ async fn a_pause_that_came_during_an_attempt_outlives_it() {
         (Standing::Active, at(100))
     );
     store
-        .set_standing(now.id, ADMIN, Some(at(9)), at(5))
+        .set_standing(now.id, ADMIN, Some(at(9)), By::Admin, at(5))
         .await
         .unwrap()
         .unwrap();
@@ -348,7 +348,11 @@ async fn a_pause_that_came_during_an_attempt_outlives_it() {
 async fn a_standing_is_dated_from_when_it_began() {
     let bench = Bench::new();
     let id = bench.import("anna").await.id;
-    let set = |standing, secs| bench.store.set_standing(id, standing, None, at(secs));
+    let set = |standing, secs| {
+        bench
+            .store
+            .set_standing(id, standing, None, By::Admin, at(secs))
+    };
     assert_eq!(
         set(ADMIN, 10).await.unwrap().unwrap().standing_since,
         at(10)
@@ -368,7 +372,7 @@ async fn a_standing_is_dated_from_when_it_began() {
     );
     let gone = bench
         .store
-        .set_standing(GrantId(99), ADMIN, None, at(1))
+        .set_standing(GrantId(99), ADMIN, None, By::Admin, at(1))
         .await
         .unwrap();
     assert_eq!(gone, None);
@@ -420,7 +424,7 @@ async fn marks_that_an_earlier_process_left_are_made_due_unless_an_admin_paused_
     ] {
         let grant = bench.import(user).await;
         applied(store.begin_attempt(grant.id, 1, at(10)).await);
-        let put = store.set_standing(grant.id, standing, Some(at(5_000)), at(11));
+        let put = store.set_standing(grant.id, standing, Some(at(5_000)), By::Admin, at(11));
         put.await.unwrap().unwrap();
         ids.push(grant.id);
     }
@@ -488,10 +492,6 @@ async fn a_grant_remembers_its_last_refresh_tokens_only() {
                 .await,
         );
     }
-    assert_eq!(
-        bench.dump()["fingerprints"].len(),
-        fingerprints::REMEMBERED as usize
-    );
     let known = store.import(replacing("anna", "t0")).await.unwrap();
     assert!(matches!(known, Imported::Unchanged(_)));
     let forgotten = store.import(replacing("anna", "anna")).await.unwrap();
@@ -519,7 +519,7 @@ async fn a_deleted_grant_leaves_only_a_nameless_revocation() {
     );
     assert_eq!(store.delete(&key("anna"), at(2), true).await.unwrap(), None);
     let dump = bench.dump();
-    for table in ["grants", "marks", "fingerprints", "activity"] {
+    for table in ["grants", "marks", "history", "activity"] {
         assert!(dump[table].is_empty(), "{table}");
     }
     assert!(!format!("{:?}", dump["revocations"]).contains("anna"));
@@ -674,7 +674,10 @@ async fn lists_filter_and_page() {
         .await
         .unwrap();
     let u1 = store.grant(&key("u1")).await.unwrap().unwrap().id;
-    store.set_standing(u1, ADMIN, None, at(1)).await.unwrap();
+    store
+        .set_standing(u1, ADMIN, None, By::Admin, at(1))
+        .await
+        .unwrap();
 
     let list = |filter| async {
         let grants = store.list(filter, None, 100).await.unwrap();
@@ -773,7 +776,7 @@ async fn rescheduling_pages_through_active_grants_without_failures() {
         grants.push(bench.import(user).await);
     }
     store
-        .set_standing(grants[1].id, ADMIN, None, at(1))
+        .set_standing(grants[1].id, ADMIN, None, By::Admin, at(1))
         .await
         .unwrap();
     applied(
@@ -888,13 +891,17 @@ async fn a_purge_takes_what_is_old_and_nobodys() {
         at(99).as_millis()
     ));
     store.delete(&key("gone"), at(1), true).await.unwrap();
-    assert_eq!(store.purge(at(1), at(1)).await.unwrap(), Purged::default());
-    let purged = store.purge(at(50), at(50)).await.unwrap();
+    assert_eq!(
+        store.purge(at(1), at(1), at(0)).await.unwrap(),
+        Purged::default()
+    );
+    let purged = store.purge(at(50), at(50), at(0)).await.unwrap();
     assert_eq!(
         purged,
         Purged {
             activity: 1200,
-            revocations: 1
+            revocations: 1,
+            history: 0,
         }
     );
     assert_eq!(

@@ -301,7 +301,7 @@ async fn everything(bench: &Bench) -> u32 {
     until_done!(store.begin_attempt(grant.id, 2, at(3)));
     until_done!(store.unmark(grant.id));
     let paused = Standing::Paused(PauseReason::Admin);
-    until_done!(store.set_standing(grant.id, paused, None, at(3)));
+    until_done!(store.set_standing(grant.id, paused, None, By::Admin, at(3)));
     until_done!(store.set_due(grant.id, 2, Some(at(4))));
     until_done!(store.import(replacing("anna", "third")));
     until_done!(store.reschedule("hubspot", None, 9, Box::new(|_| Some(at(77)))));
@@ -317,7 +317,7 @@ async fn everything(bench: &Bench) -> u32 {
         .id;
     until_done!(store.revocation_later(job, at(6)));
     until_done!(store.revocation_done(job));
-    until_done!(store.purge(at(9), at(9)));
+    until_done!(store.purge(at(9), at(9), at(9)));
     failures
 }
 

@@ -341,6 +341,7 @@ async fn where_a_replay_ends_the_family_the_old_access_token_is_served_to_its_en
             reply.is_problem(409, "needs-authorization");
             assert_eq!(reply.json["reason"], "lost-rotation (probable)");
         }
+        losing.freshd.stop().await;
         let log = losing.freshd.logs();
         let told = log
             .lines()
@@ -470,7 +471,7 @@ impl InFlight {
 
 #[tokio::test]
 async fn an_import_that_replaces_waits_for_the_attempt_and_both_sets_are_in_the_history() {
-    let flying = InFlight::start(false).await;
+    let mut flying = InFlight::start(false).await;
     let newer = flying.rotating.issue("anna");
     let path = format!("{}?replace=true", grant_path("anna", "acme"));
     let reply = flying
@@ -490,6 +491,11 @@ async fn an_import_that_replaces_waits_for_the_attempt_and_both_sets_are_in_the_
         (token.token(), token.generation()),
         (newer.access_token.as_str(), 3)
     );
+    // And the late refresh token is known: an app that pushes it does not bring it back.
+    let late = json!({ "refresh_token": "refresh-0-1" });
+    let reply = flying.freshd.put(&path, &late).await;
+    assert_eq!(reply.json["result"], "unchanged", "{}", reply.text);
+    flying.freshd.stop().await;
     let log = flying.freshd.logs();
     for said in [
         &["refreshed", "generation=2"][..],
@@ -500,10 +506,6 @@ async fn an_import_that_replaces_waits_for_the_attempt_and_both_sets_are_in_the_
             .find(|line| said.iter().all(|word| line.contains(word)));
         assert!(line.is_some(), "{said:?} is in no line of\n{log}");
     }
-    // And the late refresh token is known: an app that pushes it does not bring it back.
-    let late = json!({ "refresh_token": "refresh-0-1" });
-    let reply = flying.freshd.put(&path, &late).await;
-    assert_eq!(reply.json["result"], "unchanged", "{}", reply.text);
 }
 
 #[tokio::test]

@@ -285,6 +285,8 @@ async fn a_stranger_is_told_who_it_is_and_the_log_shows_the_rule_that_would_admi
     // One line for each uid, however often it asks.
     host.assert_refused(stranger, &host.shared()).await;
     host.assert_refused(person(WIKI), &host.shared()).await;
+    // The last of the three to be told is here, so the others are.
+    host.freshd.wait_for_log("unix-uid = 61002").await;
     let told = host.freshd.logs().matches("peer-refused").count();
     assert_eq!(told, 2);
 

@@ -102,6 +102,22 @@ impl Teller<'_> {
                 ),
                 format!("{again}, with offline access; or import a refresh token"),
             ),
+            "refused" => Cause::new(
+                format!(
+                    "{} It does so without saying why, for more than a day after the access token has ended, and serves other grants meanwhile.",
+                    self.refused()
+                ),
+                format!(
+                    "look at the app's registration at the provider; if all is well there, {again}"
+                ),
+            ),
+            "expired" => Cause::new(
+                format!(
+                    "The access token ended on {} before a refresh succeeded, and this provider refreshes a token only while the old one lives.",
+                    self.at(grant.expires_at.as_deref().unwrap_or(&grant.since))
+                ),
+                format!("{again}; and look for an outage before it ended"),
+            ),
             reason => Cause::new(
                 format!(
                     "It needs authorization since {}: {reason}.",
@@ -265,6 +281,15 @@ impl Teller<'_> {
                 ),
                 "nothing: it goes on by itself",
             )),
+            "unreachable" => Some(Cause::new(
+                format!(
+                    "Provider {name} is unreachable{}: requests for several grants in a row failed, so only a few are tried.",
+                    since("since")
+                ),
+                format!(
+                    "nothing for this user: it goes on by itself; or to try at once: freshctl resume --provider-wide {name}"
+                ),
+            )),
             other => Some(Cause::new(
                 format!("Provider {name} is {other}{}.", since("since")),
                 "see: freshctl providers",
@@ -299,7 +324,10 @@ impl Teller<'_> {
                 || "it is refreshed when a reader asks".to_owned(),
                 |due| format!("the next refresh is due on {due}"),
             );
-            Cause::new(format!("All is well: {done}; {next}."), "nothing")
+            Cause::new(
+                format!("All is well: {done}; {next}."),
+                "nothing has to be done",
+            )
         };
         besides.extend(self.served());
         (cause, besides)
@@ -374,7 +402,12 @@ impl Teller<'_> {
 
     /// Until when the access token is served, whatever became of the rest.
     fn served(&self) -> Option<String> {
-        let at = self.story.grant.expires_at.as_deref()?;
+        let grant = &self.story.grant;
+        // There the cause has said it.
+        if matches!(grant.reason.as_str(), "no-refresh-token" | "expired") {
+            return None;
+        }
+        let at = grant.expires_at.as_deref()?;
         let ended = UnixTime::from_rfc3339(at)
             .zip(self.now)
             .map(|(at, now)| at <= now)?;

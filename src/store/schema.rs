@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn version_two_keeps_which_refresh_tokens_a_grant_has_had() {
+    fn the_step_to_stories_keeps_which_refresh_tokens_a_grant_has_had() {
         let dir = tempfile::tempdir().unwrap();
         let path = new_file(dir.path());
         let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
@@ -346,7 +346,7 @@ mod tests {
             "the newest last"
         );
         assert_eq!(kept(8), "");
-        assert_eq!(identity(&conn).unwrap().version, 2);
+        assert_eq!(identity(&conn).unwrap().version, VERSION);
     }
 
     #[test]

@@ -189,8 +189,33 @@ fn each_state_has_its_cause_and_a_way_on() {
         (
             dead("no-refresh-token").with("/grant/expires_at", json!("2026-11-22T11:00:00Z")),
             format!(
-                "Why: The access token ended {at_eleven}, and there is no refresh token to renew it with.\n     \
-                 The access token ended {at_eleven}.\n{again}, with offline access; or import a refresh token\n"
+                "Why: The access token ended {at_eleven}, and there is no refresh token to renew it with.\n\
+                 {again}, with offline access; or import a refresh token\n"
+            ),
+        ),
+        (
+            dead("refused").entry("failed", "22T11:00:00", refusal(400, "invalid_request")),
+            format!(
+                "Why: The server refused the refresh token 91bc0d4e with 400 invalid_request {at_eleven}. It does so without saying why, \
+                 for more than a day after the access token has ended, and serves other grants meanwhile.\n{served}  \
+                 hint: look at the app's registration at the provider; if all is well there, let the user authorize again\n"
+            ),
+        ),
+        (
+            dead("expired").with("/grant/expires_at", json!("2026-11-22T11:00:00Z")),
+            format!(
+                "Why: The access token ended {at_eleven} before a refresh succeeded, and this provider refreshes a token only while \
+                 the old one lives.\n{again}; and look for an outage before it ended\n"
+            ),
+        ),
+        (
+            Story::new("active", "")
+                .with("/provider/state", json!("unreachable"))
+                .with("/provider/since", json!("2026-11-22T11:00:00Z")),
+            format!(
+                "Why: Provider hubspot is unreachable since 2026-11-22T11:00:00Z (1 h ago): requests for several grants in a row failed, \
+                 so only a few are tried.\n{served}  hint: nothing for this user: it goes on by itself; or to try at once: \
+                 freshctl resume --provider-wide hubspot\n"
             ),
         ),
         (
@@ -347,7 +372,7 @@ fn each_state_has_its_cause_and_a_way_on() {
             Story::new("active", ""),
             format!(
                 "Why: All is well: refreshed on 2026-11-22T11:50:00Z (10 m ago); the next refresh is due on 2026-11-22T12:15:00Z (in 15 m).\n\
-                 {served}  hint: nothing\n"
+                 {served}  hint: nothing has to be done\n"
             ),
         ),
     ];

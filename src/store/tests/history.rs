@@ -11,7 +11,7 @@ async fn story(bench: &Bench, user: &str) -> Vec<String> {
 }
 
 fn line(entry: &Entry) -> String {
-    let mut line = format!("{}", entry.event.name());
+    let mut line = entry.event.name().to_owned();
     if entry.times != 1 {
         line += &format!(" x{}", entry.times);
     }

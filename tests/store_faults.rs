@@ -15,9 +15,7 @@ use hyper::body::Bytes;
 use rustix::process::Signal;
 use support::daemon::{grant_path, token_path};
 use support::strace::Strace;
-use support::{
-    Config, Connection, Freshd, Gate, Issued, Reply, Rotating, ScriptedServer, eventually,
-};
+use support::{Config, Connection, Freshd, Issued, Reply, Rotating, ScriptedServer, eventually};
 
 const LANES: usize = 5;
 /// What an imported access token has left; a refresh token that may be lost rests until then.

@@ -185,13 +185,11 @@ impl Keeper for Daemon {
             let keys: Vec<GrantKey> = grants.into_iter().map(|grant| grant.key).collect();
             // Unreadable at once, all of them, before the first one waits for its slot.
             lock(&shared.deleting).extend(keys.iter().cloned());
-            for (n, key) in keys.iter().enumerate() {
+            for key in &keys {
                 if let Err(problem) = changes::delete(&shared, key.clone()).await {
                     // The others are not deleted either, so they are there.
                     let mut deleting = lock(&shared.deleting);
-                    keys[n..].iter().for_each(|key| {
-                        deleting.remove(key);
-                    });
+                    deleting.retain(|key| !keys.contains(key));
                     return Err(problem);
                 }
                 changed += 1;

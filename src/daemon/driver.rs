@@ -271,7 +271,12 @@ impl Driver {
         match self.schedule.provider(provider) {
             Some(horizon) if !refused => {
                 horizon.handle_demand(id);
-                self.waiters.entry(id).or_default().push(waiter);
+                let waiters = self.waiters.entry(id).or_default();
+                // Callers that hang up while an attempt runs (a held set's may for hours) must not pile up.
+                if waiters.len() >= 64 && waiters.len().is_power_of_two() {
+                    waiters.retain(|waiter| !waiter.answer.is_closed());
+                }
+                waiters.push(waiter);
             }
             _ => {
                 let _ = waiter.answer.send(Ended::NoToken);

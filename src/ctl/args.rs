@@ -105,6 +105,11 @@ pub enum Command {
     },
     /// Lists the providers and how they fare
     Providers,
+    /// Copies the store, sealed and with its keyring, to a new file that the daemon writes and checks
+    Backup {
+        /// The file; one that is there is never overwritten
+        file: PathBuf,
+    },
     /// Checks the configuration and says what it means; needs no daemon
     CheckConfig,
     /// Makes keys; needs no daemon

@@ -11,10 +11,12 @@
 //! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
 //! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
+//! | `backup` | a copy of the store |
 //! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
 //! | `local` | the commands that need no daemon |
 
 mod args;
+mod backup;
 mod bulk;
 mod call_error;
 mod cause;
@@ -177,6 +179,7 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
             provider,
             yes,
         } => control::revoke(session, &user, provider.as_deref(), yes).await,
+        Command::Backup { file } => backup::backup(session, &file).await,
         Command::CheckConfig | Command::Key { .. } | Command::Completions { .. } => {
             unreachable!("the commands that need no daemon have been dispatched")
         }

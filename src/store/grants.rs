@@ -219,7 +219,11 @@ pub(super) fn load(session: &Session<'_>, id: GrantId) -> Result<Grant, Trouble>
     rows::by_id(session, id)?.ok_or(Trouble::Sqlite(rusqlite::Error::QueryReturnedNoRows))
 }
 
-fn quarantine(session: &Session<'_>, id: GrantId, at: UnixTime) -> Result<Option<Grant>, Trouble> {
+pub(super) fn quarantine(
+    session: &Session<'_>,
+    id: GrantId,
+    at: UnixTime,
+) -> Result<Option<Grant>, Trouble> {
     let Some(grant) = rows::by_id(session, id)? else {
         return Ok(None);
     };

@@ -9,11 +9,13 @@
 //! | `kek`, `keyring`, `seal` | the key-encryption key, the data keys it wraps, sealed values |
 //! | `open`, `schema` | what happens at start, in which order; tables and migrations |
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
+//! | `backup` | copies of it all |
 //! | `rows` | a grant's row, read and opened |
 //! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `revocations`, `providers`, `activity`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
+mod backup;
 mod checkpoint;
 mod fingerprints;
 mod grants;
@@ -39,6 +41,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 pub use attempts::{Cas, Failure, TokenCommit};
+pub use backup::{BackedUp, BackupError, make_backup_dir, nightly_name};
 pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
 pub use history::{By, Entry, Event};
@@ -93,6 +96,7 @@ struct Inner {
     disk: Arc<Disk>,
     /// Absent where it could not be made; told then.
     spill: Option<Spill>,
+    layout: open::Layout,
     /// Held until the database is closed: one daemon per state directory.
     lock: Mutex<Option<File>>,
 }
@@ -141,6 +145,7 @@ impl Store {
                 keyring,
                 disk,
                 spill,
+                layout: opened.layout,
                 lock,
             }),
         })

@@ -220,7 +220,10 @@ impl Keeper for Daemon {
                 standing,
                 Standing::NeedsAuthorization(_)
                     | Standing::Paused(
-                        PauseReason::Admin | PauseReason::Held | PauseReason::Quarantined
+                        PauseReason::Admin
+                            | PauseReason::Held
+                            | PauseReason::Restored
+                            | PauseReason::Quarantined
                     )
             )
         };
@@ -372,7 +375,12 @@ impl Daemon {
             Standing::NeedsAuthorization(_) => {
                 return problem::needs_authorization(grant.standing.reason(), since);
             }
-            Standing::Paused(PauseReason::Admin | PauseReason::Held | PauseReason::Quarantined) => {
+            Standing::Paused(
+                PauseReason::Admin
+                | PauseReason::Held
+                | PauseReason::Restored
+                | PauseReason::Quarantined,
+            ) => {
                 return problem::paused(grant.standing.reason(), since);
             }
             Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused) => {}

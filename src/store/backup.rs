@@ -35,7 +35,10 @@ const TABLE: &str = "
 CREATE TABLE backup (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     made_at INTEGER NOT NULL,
-    keyring TEXT NOT NULL
+    keyring TEXT NOT NULL,
+    -- The erasure journal at this moment; NULL where there was none.
+    journal BLOB,
+    erasures INTEGER NOT NULL
 ) STRICT;
 ";
 
@@ -218,11 +221,9 @@ impl Part {
             done: "read",
             source,
         })?;
-        copy(&inner.layout.database, &self.file, &keyring, at).map_err(|source| {
-            BackupError::Copy {
-                path: self.path.clone(),
-                source,
-            }
+        copy(inner, &self.file, &keyring, at).map_err(|source| BackupError::Copy {
+            path: self.path.clone(),
+            source,
         })?;
         file.sync_all().map_err(self.io("written"))
     }
@@ -305,8 +306,16 @@ fn file_len(path: &Path) -> u64 {
 }
 
 /// Copies all pages of one snapshot in one step: an incremental copy starts anew with every write.
-fn copy(database: &Path, file: &Path, keyring: &str, at: UnixTime) -> rusqlite::Result<()> {
-    let source = schema::connect_reader(database, BUSY)?;
+fn copy(inner: &Inner, file: &Path, keyring: &str, at: UnixTime) -> rusqlite::Result<()> {
+    let source = schema::connect_reader(&inner.layout.database, BUSY)?;
+    let erasures = {
+        // Between a deletion's record and its commit there is no snapshot.
+        let _gate = inner.erasures.gate.blocking_write();
+        source.execute_batch("BEGIN DEFERRED")?;
+        source.query_row("SELECT 1 FROM store", [], |_| Ok(()))?;
+        // Where the journal can't be had, the copy says that it knows of none.
+        inner.erasures.position().ok()
+    };
     let mut copy = schema::connect_writer(file, BUSY)?;
     match Backup::new(&source, &mut copy)?.step(-1)? {
         StepResult::Done => {}
@@ -321,15 +330,20 @@ fn copy(database: &Path, file: &Path, keyring: &str, at: UnixTime) -> rusqlite::
     copy.pragma_update(None, "journal_mode", "DELETE")?;
     copy.execute_batch(TABLE)?;
     copy.execute(
-        "INSERT INTO backup (id, made_at, keyring) VALUES (1, ?1, ?2)",
-        params![at.as_millis(), keyring],
+        "INSERT INTO backup (id, made_at, keyring, journal, erasures) VALUES (1, ?1, ?2, ?3, ?4)",
+        params![
+            at.as_millis(),
+            keyring,
+            erasures.map(|position| position.journal),
+            erasures.map_or(0, |position| position.records as i64),
+        ],
     )?;
     copy.pragma_update(None, "application_id", APPLICATION_ID)?;
     copy.close().map_err(|(_, error)| error)
 }
 
 /// Says what SQLite finds wrong with a copy, or that its counters don't count it.
-fn unsound(conn: &Connection) -> rusqlite::Result<Option<String>> {
+pub(super) fn unsound(conn: &Connection) -> rusqlite::Result<Option<String>> {
     let found: String = conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if found != "ok" {
         return Ok(Some(found));
@@ -382,13 +396,17 @@ fn open_grants(session: &Session<'_>) -> Result<(u64, u64, Vec<(GrantId, u64)>),
 ///
 /// Their names sort by age: `freshd-20260131T030000Z.backup`.
 pub fn nightly_name(at: UnixTime) -> String {
-    let digits: String = at
-        .rfc3339()
-        .chars()
-        .take_while(|c| *c != '.')
+    format!("{NIGHTLY}{}{NIGHTLY_END}", stamp(at))
+}
+
+/// Returns a moment in the form 20260131T030000Z, which sorts by age.
+pub(super) fn stamp(at: UnixTime) -> String {
+    let text = at.rfc3339();
+    let seconds = text.chars().take_while(|c| *c != '.');
+    let digits: String = seconds
         .filter(|c| c.is_ascii_digit() || *c == 'T')
         .collect();
-    format!("{NIGHTLY}{digits}Z{NIGHTLY_END}")
+    digits + "Z"
 }
 
 const NIGHTLY: &str = "freshd-";

@@ -12,10 +12,18 @@ const MAY_IMPORT: [(&str, &[&str]); 7] = [
     ("store", &["refresh"]),
     ("token_endpoint", &["refresh", "profile"]),
     ("local_api", &["refresh", "profile"]),
-    // Points in time, to show them, and the key, which `freshctl key generate` makes without a daemon.
+    // Points in time, to show them; and what works without a daemon: the key, and restoring, with the clock for it.
     (
         "ctl",
-        &["config", "local_api::types", "refresh::time", "store::Kek"],
+        &[
+            "config",
+            "local_api::types",
+            "refresh::time",
+            "store::Kek",
+            "store::KeyError",
+            "store::restore",
+            "daemon::clock",
+        ],
     ),
 ];
 

@@ -32,6 +32,8 @@ pub struct Description {
     pub revocation_days: u32,
     /// Requests at once, over all providers.
     pub max_in_flight: usize,
+    /// When, where and how many nightly backups are kept, or `off`.
+    pub backup: String,
     /// Cron expression, or `off`.
     pub optimize: String,
     /// Cron expression, or `off`.
@@ -143,6 +145,15 @@ pub fn describe(config: &Config) -> Description {
         },
         revocation_days: daemon.revocation_days,
         max_in_flight: config.max_in_flight,
+        backup: match &config.maintenance.backup {
+            Some(backup) => format!(
+                "{} to {}, {} are kept",
+                backup.cron,
+                backup.dir.display(),
+                backup.keep
+            ),
+            None => "off".into(),
+        },
         optimize: off(&config.maintenance.optimize),
         purge: off(&config.maintenance.purge),
         proxy: config.outbound.proxy.as_ref().map(ToString::to_string),
@@ -244,8 +255,8 @@ impl fmt::Display for Description {
         writeln!(f, "in flight     {} at once", self.max_in_flight)?;
         writeln!(
             f,
-            "maintenance   optimize {}, purge {} (UTC)",
-            self.optimize, self.purge
+            "maintenance   backup {}; optimize {}, purge {} (UTC)",
+            self.backup, self.optimize, self.purge
         )?;
         if let Some(proxy) = &self.proxy {
             writeln!(f, "proxy         {proxy}")?;

@@ -10,13 +10,17 @@ use super::provider::Credentials;
 use super::shape::{DaemonShape, MaintenanceShape, OutboundShape, RefreshShape};
 use super::value::{self, Rule};
 use super::{
-    App, AppPeer, Config, ConfigError, Daemon, Defaults, Description, LogUsers, Maintenance,
-    Outbound, describe,
+    App, AppPeer, Backup, Config, ConfigError, Daemon, Defaults, Description, LogUsers,
+    Maintenance, Outbound, describe,
 };
 use super::{app, provider};
 
 /// Requests at once over all providers: well under the 1024 open files that are a common limit.
 const MAX_IN_FLIGHT: usize = 256;
+/// Before the other jobs, which change what is copied.
+const BACKUP: &str = "0 0 3 * * *";
+/// A week: a mistake is noticed after a weekend.
+const KEEP: usize = 7;
 /// At night in Europe; five fields would be minutes.
 const OPTIMIZE: &str = "0 30 3 * * *";
 /// After `OPTIMIZE`, so that the two don't compete for the writer.
@@ -154,19 +158,40 @@ fn daemon(files: &mut Files, defaults: &Daemon) -> Daemon {
 
 fn maintenance(files: &mut Files) -> Maintenance {
     let shape: MaintenanceShape = files.section("maintenance");
-    let mut cron = |key: &str, text: Option<String>, default: &str| {
-        let text = text.unwrap_or_else(|| default.into());
-        if text == "off" {
-            return None;
-        }
-        files
-            .parse(&format!("maintenance.{key}"), &text, value::cron)
-            .map(|()| text)
-    };
     Maintenance {
-        optimize: cron("optimize", shape.optimize, OPTIMIZE),
-        purge: cron("purge", shape.purge, PURGE),
+        backup: backup(files, &shape),
+        optimize: cron(files, "optimize", shape.optimize, OPTIMIZE),
+        purge: cron(files, "purge", shape.purge, PURGE),
     }
+}
+
+/// Reads a cron expression; `None` for `off`.
+fn cron(files: &mut Files, key: &str, text: Option<String>, default: &str) -> Option<String> {
+    let text = text.unwrap_or_else(|| default.into());
+    if text == "off" {
+        return None;
+    }
+    files
+        .parse(&format!("maintenance.{key}"), &text, value::cron)
+        .map(|()| text)
+}
+
+/// There is a nightly backup where it has a directory.
+fn backup(files: &mut Files, shape: &MaintenanceShape) -> Option<Backup> {
+    let cron = cron(files, "backup", shape.backup.clone(), BACKUP);
+    let keep = count(files, "maintenance.keep", shape.keep, 1, KEEP);
+    let dir = path(files, "maintenance.backup-dir", shape.backup_dir.clone());
+    let rule = "needs maintenance.backup-dir, where the copies go";
+    if shape.backup_dir.is_none() && cron.is_some() && shape.backup.is_some() {
+        files.fail("maintenance.backup", rule.into());
+    } else if shape.backup_dir.is_none() && shape.keep.is_some() {
+        files.fail("maintenance.keep", rule.into());
+    }
+    Some(Backup {
+        cron: cron?,
+        dir: dir?,
+        keep,
+    })
 }
 
 fn outbound(files: &mut Files) -> Outbound {

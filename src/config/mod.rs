@@ -81,10 +81,23 @@ pub enum LogUsers {
 /// `[maintenance]`: cron expressions in UTC, six fields (seconds first).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Maintenance {
+    /// The nightly backup; `None` is never.
+    pub backup: Option<Backup>,
     /// When the query planner's statistics are renewed; `None` is never.
     pub optimize: Option<String>,
     /// When old activity notes, and revocations that waited too long, are purged; `None` is never.
     pub purge: Option<String>,
+}
+
+/// The nightly backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// When.
+    pub cron: String,
+    /// Where; made if it is not there.
+    pub dir: PathBuf,
+    /// How many copies stay.
+    pub keep: usize,
 }
 
 /// `[outbound]`: how requests leave the host. Environment proxies are ignored.

@@ -36,6 +36,9 @@ pub struct RefreshShape {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MaintenanceShape {
+    pub backup: Option<String>,
+    pub backup_dir: Option<String>,
+    pub keep: Option<i64>,
     pub optimize: Option<String>,
     pub purge: Option<String>,
 }

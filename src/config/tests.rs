@@ -153,6 +153,12 @@ fn the_defaults_that_the_example_names_are_the_defaults() {
     named.providers.clear();
     named.apps.clear();
     named.outbound = Outbound::default();
+    // The example names a directory; without one there is no backup.
+    let keep = fixture
+        .load("[maintenance]\nbackup-dir = \"/var/backups/freshd\"")
+        .unwrap();
+    assert_eq!(named.maintenance.backup, keep.maintenance.backup);
+    named.maintenance.backup = None;
     assert_eq!(named, bare);
 }
 
@@ -240,6 +246,9 @@ fn each_wrong_value_is_refused_with_file_line_key_value_and_rule() {
         ("[daemon]\nlog-users = \"none\"".into(), "DIR/freshd.toml:2: daemon.log-users is \"none\" but must be \"plain\" or \"hash\""),
         ("[daemon]\nlog-level = \"loud\"".into(), "DIR/freshd.toml:2: daemon.log-level is \"loud\" but must be one of error, warn, info, debug, trace"),
         ("[daemon]\nsocket = \"/run/freshd/admin/freshd.sock\"".into(), "DIR/freshd.toml:1: daemon.admin-socket is \"/run/freshd/admin/freshd.sock\" but must be in a directory of its own, because containers mount directories; daemon.socket is there"),
+        ("[maintenance]\nbackup = \"0 0 3 * * *\"".into(), "DIR/freshd.toml:2: maintenance.backup needs maintenance.backup-dir, where the copies go"),
+        ("[maintenance]\nkeep = 3".into(), "DIR/freshd.toml:2: maintenance.keep needs maintenance.backup-dir, where the copies go"),
+        ("[maintenance]\nbackup-dir = \"/var/backups\"\nkeep = 0".into(), "DIR/freshd.toml:3: maintenance.keep is 0 but must be from 1 to 1000000"),
         ("[maintenance]\npurge = \"nightly\"".into(), "DIR/freshd.toml:2: maintenance.purge is \"nightly\" but must be \"off\" or a cron expression of six fields, seconds first, such as \"0 30 3 * * *\""),
         ("[outbound]\nproxy = \"http://me:canary-5ecret@proxy:3128\"".into(), "DIR/freshd.toml:2: outbound.proxy must be an http or https URL of a host and a port, without user name, password, path or query"),
         ("[outbound]\nca-bundle = \"ca.pem\"".into(), "DIR/freshd.toml:2: outbound.ca-bundle is \"ca.pem\" but must be an absolute path without \"..\""),

@@ -72,7 +72,7 @@ pub enum Command {
     Token(Token),
     /// Imports a grant (JSON on standard input), or many from a file
     Import(Import),
-    /// Lets imports that were held (import --hold) be refreshed
+    /// Lets imports that were held (import --hold), and grants that were restored, be refreshed
     Release(Release),
     /// Refreshes now, as after an API refused the access token
     Refresh {
@@ -105,6 +105,14 @@ pub enum Command {
     },
     /// Lists the providers and how they fare
     Providers,
+    /// Copies the store, sealed and with its keyring, to a new file that the daemon writes and checks
+    Backup {
+        /// The file; one that is there is never overwritten
+        file: PathBuf,
+    },
+    /// Puts a copy in the store's place; no daemon may use the state directory
+    #[command(after_help = RESTORE_HELP)]
+    Restore(Restore),
     /// Checks the configuration and says what it means; needs no daemon
     CheckConfig,
     /// Makes keys; needs no daemon
@@ -241,10 +249,28 @@ pub struct Release {
     /// With --all: the provider
     #[arg(long = "provider", id = "of", value_name = "PROVIDER", requires = "all", value_parser = name)]
     pub of: Option<String>,
-    /// Releases every held grant of the provider
+    /// Releases every held or restored grant of the provider
     #[arg(long, requires = "of")]
     pub all: bool,
 }
+
+/// `restore`.
+#[derive(Args, Debug)]
+pub struct Restore {
+    /// What freshctl backup, or the nightly job, wrote
+    pub file: PathBuf,
+    /// Moves the store that is there into a directory beside it, named replaced-TIME
+    #[arg(long)]
+    pub replace: bool,
+    /// The key of the copied store (default: the systemd credential freshd.key, else the configured key file)
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+const RESTORE_HELP: &str = "\
+Run it as the user that freshd runs as, after freshd was stopped. A copy can't tell how old it is: its refresh tokens may \
+have been spent since. So grants of providers that rotate refresh tokens are not refreshed until they are released, \
+while access tokens that live are served. Grants that were deleted since the copy was made are deleted again.";
 
 /// `pause` and `resume`.
 #[derive(Args, Debug)]

@@ -218,6 +218,12 @@ impl Teller<'_> {
                     self.command("release")
                 ),
             ),
+            "restored" => Cause::new(
+                format!(
+                    "It came back with a copy that was restored on {since}, and its refresh token may have been spent since that copy was made."
+                ),
+                format!("if nothing else refreshes it: {}", self.command("release")),
+            ),
             "quarantined" => Cause::new(
                 format!(
                     "A sealed value of it did not open on {since}: somebody edited the database, or the disk is at fault."

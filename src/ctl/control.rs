@@ -139,7 +139,7 @@ fn confirmed(
     ))
 }
 
-/// Resumes held imports, and only those.
+/// Resumes held imports and restored grants, and only those.
 pub(super) async fn release(
     session: &mut Session<'_, '_>,
     args: &Release,
@@ -161,7 +161,7 @@ pub(super) async fn release(
 }
 
 fn is_held(grant: &GrantView) -> bool {
-    grant.state == "paused" && grant.reason == "held"
+    grant.state == "paused" && matches!(grant.reason.as_str(), "held" | "restored")
 }
 
 async fn release_one(
@@ -174,7 +174,7 @@ async fn release_one(
     if !is_held(&grant) {
         session
             .console
-            .note("the grant is not held, so there is nothing to release");
+            .note("the grant is neither held nor restored, so there is nothing to release");
         return Ok(0);
     }
     let answer = session

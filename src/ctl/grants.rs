@@ -26,6 +26,9 @@ pub(super) fn advice(state: &str, reason: &str) -> Option<&'static str> {
         ("needs-authorization", _) => Some("the user has to authorize again"),
         ("paused", "admin") => Some("an admin paused it; freshctl resume USER PROVIDER"),
         ("paused", "held") => Some("imported with --hold; freshctl release USER PROVIDER"),
+        ("paused", "restored") => {
+            Some("it came back with a restored copy; freshctl release USER PROVIDER")
+        }
         ("paused", "quarantined") => Some(
             "a sealed value of it does not open; import it anew with --replace, or let the user authorize again",
         ),

@@ -11,10 +11,13 @@
 //! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
 //! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
+//! | `backup` | a copy of the store |
 //! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
+//! | `restore` | putting a copy in the store's place |
 //! | `local` | the commands that need no daemon |
 
 mod args;
+mod backup;
 mod bulk;
 mod call_error;
 mod cause;
@@ -28,6 +31,7 @@ mod lines;
 mod local;
 mod output;
 mod report;
+mod restore;
 mod socket;
 mod status;
 mod tally;
@@ -125,6 +129,9 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
         } => {
             return local::generate_key(&file, look, console);
         }
+        Command::Restore(args) => {
+            return restore::restore(&args, global.config.as_deref(), look, console);
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "freshctl", &mut script);
@@ -177,7 +184,11 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
             provider,
             yes,
         } => control::revoke(session, &user, provider.as_deref(), yes).await,
-        Command::CheckConfig | Command::Key { .. } | Command::Completions { .. } => {
+        Command::Backup { file } => backup::backup(session, &file).await,
+        Command::Restore(_)
+        | Command::CheckConfig
+        | Command::Key { .. }
+        | Command::Completions { .. } => {
             unreachable!("the commands that need no daemon have been dispatched")
         }
     }

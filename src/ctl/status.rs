@@ -321,6 +321,18 @@ fn not_refreshed(counts: &[CountView]) -> String {
             "once the old system has stopped refreshing: freshctl release --provider PROVIDER --all",
         );
     }
+    let restored = total(counts, "paused", Some("restored"));
+    if restored > 0 {
+        let _ = writeln!(
+            out,
+            "\n{} restored and not released",
+            count(restored, "grant")
+        );
+        hint(
+            &mut out,
+            "if nothing else refreshes them: freshctl release --provider PROVIDER --all",
+        );
+    }
     let quarantined = total(counts, "paused", Some("quarantined"));
     if quarantined > 0 {
         let _ = writeln!(

@@ -12,8 +12,8 @@ use super::view;
 use crate::local_api::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
 use crate::local_api::problem;
 use crate::local_api::types::{
-    Changed, GrantList, GrantView, History, ImportAnswer, ImportRequest, Problem, ProviderList,
-    Status, UserView,
+    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
+    ImportRequest, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::{Grant, GrantId, GrantKey, NeedsReason, PauseReason, Standing};
 use crate::refresh::policy;
@@ -218,7 +218,10 @@ impl Keeper for Daemon {
                 standing,
                 Standing::NeedsAuthorization(_)
                     | Standing::Paused(
-                        PauseReason::Admin | PauseReason::Held | PauseReason::Quarantined
+                        PauseReason::Admin
+                            | PauseReason::Held
+                            | PauseReason::Restored
+                            | PauseReason::Quarantined
                     )
             )
         };
@@ -278,6 +281,10 @@ impl Keeper for Daemon {
     async fn providers(&self) -> Result<ProviderList, Problem> {
         let providers = view::providers(&self.0).await.map_err(store_problem)?;
         Ok(ProviderList { providers })
+    }
+
+    async fn backup(&self, request: BackupRequest) -> Result<BackupAnswer, Problem> {
+        self.back_up(request).await
     }
 
     async fn healthy(&self) -> Result<(), Problem> {
@@ -366,7 +373,12 @@ impl Daemon {
             Standing::NeedsAuthorization(_) => {
                 return problem::needs_authorization(grant.standing.reason(), since);
             }
-            Standing::Paused(PauseReason::Admin | PauseReason::Held | PauseReason::Quarantined) => {
+            Standing::Paused(
+                PauseReason::Admin
+                | PauseReason::Held
+                | PauseReason::Restored
+                | PauseReason::Quarantined,
+            ) => {
                 return problem::paused(grant.standing.reason(), since);
             }
             Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused) => {}

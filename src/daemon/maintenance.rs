@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
+use super::backup;
 use super::shared::Shared;
 use crate::config;
 
@@ -23,10 +24,21 @@ const KEEP_ACTIVITY: Duration = Duration::from_secs(400 * 86_400);
 /// A grant's story goes back this far: longer than it takes until somebody asks what happened.
 const KEEP_HISTORY: Duration = Duration::from_secs(90 * 86_400);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Work {
+    Backup(config::Backup),
     Optimize,
     Purge,
+}
+
+impl Work {
+    fn name(&self) -> &'static str {
+        match self {
+            Work::Backup(_) => "backup",
+            Work::Optimize => "optimize",
+            Work::Purge => "purge",
+        }
+    }
 }
 
 /// The running jobs.
@@ -44,21 +56,26 @@ impl Maintenance {
     ) -> Result<Self, JobSchedulerError> {
         let scheduler = JobScheduler::new().await?;
         let mut locks = Vec::new();
+        let backup = config.backup.clone();
+        let backup_cron = backup.as_ref().map(|backup| backup.cron.clone());
         let jobs = [
-            (Work::Optimize, &config.optimize),
-            (Work::Purge, &config.purge),
+            (backup.map(Work::Backup), &backup_cron),
+            (Some(Work::Optimize), &config.optimize),
+            (Some(Work::Purge), &config.purge),
         ];
         for (work, cron) in jobs {
-            let Some(cron) = cron else { continue };
+            let (Some(work), Some(cron)) = (work, cron) else {
+                continue;
+            };
             let lock = Arc::new(Mutex::new(()));
             locks.push(lock.clone());
             let shared = shared.clone();
             let job = Job::new_async(cron.as_str(), move |_, _| {
-                let (shared, lock) = (shared.clone(), lock.clone());
+                let (shared, lock, work) = (shared.clone(), lock.clone(), work.clone());
                 Box::pin(async move {
                     // Still running since last time: not again beside itself.
                     if let Ok(_alone) = lock.try_lock() {
-                        run(&shared, work, give_up_after).await;
+                        run(&shared, &work, give_up_after).await;
                     }
                 })
             })?;
@@ -79,9 +96,14 @@ impl Maintenance {
     }
 }
 
-async fn run(shared: &Shared, work: Work, give_up_after: Duration) {
+async fn run(shared: &Shared, work: &Work, give_up_after: Duration) {
     let now = shared.clock.now();
+    let job = work.name();
     let done = match work {
+        Work::Backup(config) => match backup::nightly(shared, config).await {
+            Ok(()) => Ok(()),
+            Err(error) => return tracing::warn!(job, %error, "maintenance-failed"),
+        },
         Work::Optimize => shared.store.optimize().await,
         Work::Purge => {
             let purged =
@@ -92,7 +114,7 @@ async fn run(shared: &Shared, work: Work, give_up_after: Duration) {
         }
     };
     match done {
-        Ok(()) => tracing::info!(job = ?work, "maintained"),
-        Err(error) => tracing::warn!(job = ?work, %error, "maintenance-failed"),
+        Ok(()) => tracing::info!(job, "maintained"),
+        Err(error) => tracing::warn!(job, %error, "maintenance-failed"),
     }
 }

@@ -5,6 +5,7 @@
 
 mod activity;
 mod attempt;
+mod backup;
 mod cache;
 mod changes;
 pub mod clock;
@@ -137,6 +138,7 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
         driver: driver.clone(),
         held: Default::default(),
         deleting: Mutex::default(),
+        upkeep: Default::default(),
         revocations: Default::default(),
         draining: AtomicBool::new(false),
         config_files: Mutex::default(),
@@ -296,6 +298,8 @@ impl Handle {
         }
         self.sockets.into_inner().stop(SOCKET_PATIENCE).await;
         self.maintenance.stop().await;
+        // A backup that an admin asked for ends by itself, and leaves no half of it.
+        drop(shared.upkeep.lock().await);
         for task in &self.background {
             task.abort();
         }

@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) held: Held,
     /// Grants whose deletion has been asked for: unreadable at once.
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
+    /// Whoever works through the whole store: one at a time.
+    pub(super) upkeep: tokio::sync::Mutex<()>,
     pub(super) revocations: Notify,
     pub(super) draining: AtomicBool,
     pub(super) started_at: UnixTime,

@@ -7,8 +7,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::types::{
-    Changed, GrantList, GrantView, History, ImportAnswer, ImportRequest, Problem, ProviderList,
-    Status, UserView,
+    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
+    ImportRequest, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
 use crate::refresh::time::UnixTime;
@@ -136,6 +136,11 @@ pub trait Keeper: Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Result<Status, Problem>> + Send;
     /// The providers.
     fn providers(&self) -> impl Future<Output = Result<ProviderList, Problem>> + Send;
+    /// Copies the store to a new file.
+    fn backup(
+        &self,
+        request: BackupRequest,
+    ) -> impl Future<Output = Result<BackupAnswer, Problem>> + Send;
     /// Whether the daemon is alive: scheduler and writer both make progress.
     fn healthy(&self) -> impl Future<Output = Result<(), Problem>> + Send;
 }

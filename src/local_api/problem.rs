@@ -264,6 +264,16 @@ pub fn store_unavailable(why: &str) -> Problem {
     )
 }
 
+/// 507: there is no backup; `why` says what stood in the way. Nothing was overwritten.
+pub fn backup_failed(why: &str) -> Problem {
+    problem(
+        "backup-failed",
+        StatusCode::INSUFFICIENT_STORAGE,
+        "There is no backup",
+        why,
+    )
+}
+
 impl Problem {
     /// Says after how long trying again makes sense; rounded up to whole seconds, 1 at least.
     pub fn retry(mut self, after: Duration) -> Self {

@@ -16,8 +16,8 @@ use super::problem;
 use super::request::{self, Names, Query};
 use super::rules::{Rule, SocketKind, Verb};
 use super::types::{
-    Changed, GrantList, GrantView, History, ImportRequest, Problem, ProviderList, RefreshRequest,
-    Status, UserView,
+    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportRequest, Problem,
+    ProviderList, RefreshRequest, Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
 
@@ -169,7 +169,8 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
     let mut router = Router::new()
         .route("/v1/grants", get(list::<K>))
         .route("/v1/status", get(status::<K>))
-        .route("/v1/providers", get(providers::<K>));
+        .route("/v1/providers", get(providers::<K>))
+        .route("/v1/backup", post(backup::<K>));
     for target in [
         "/v1/users/{user}",
         "/v1/users/{user}/grants/{provider}",
@@ -460,6 +461,12 @@ async fn status<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Answer<Status> {
 async fn providers<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Answer<ProviderList> {
     Query::none(&uri)?;
     Ok(Json(api.keeper.providers().await?))
+}
+
+async fn backup<K: Keeper>(State(api): Shared<K>, request: Request) -> Answer<BackupAnswer> {
+    Query::none(request.uri())?;
+    let body: BackupRequest = request::object(request.into_body(), &api.limits).await?;
+    Ok(Json(api.keeper.backup(body).await?))
 }
 
 async fn healthz<K: Keeper>(

@@ -306,6 +306,31 @@ pub struct Status {
     pub store: String,
 }
 
+/// The body of `POST /v1/backup`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupRequest {
+    /// Where the daemon writes the copy: the absolute path of a file that is not there.
+    pub path: String,
+}
+
+/// A finished backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupAnswer {
+    /// The copy.
+    pub path: String,
+    /// When it was made (RFC 3339).
+    pub made_at: String,
+    /// Its length.
+    pub bytes: u64,
+    /// How many grants are in it.
+    pub grants: u64,
+    /// How many of these are quarantined.
+    pub quarantined: u64,
+    /// How many revocations wait in it.
+    pub revocations: u64,
+}
+
 /// How many grants a bulk verb changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {

@@ -67,6 +67,8 @@ pub enum PauseReason {
     Admin,
     /// It was imported with `hold` and waits to be released.
     Held,
+    /// It came back with a restored copy, which may be older than what its provider knows, and waits to be released.
+    Restored,
     /// A sealed value of it does not open.
     Quarantined,
 }
@@ -103,6 +105,7 @@ impl Standing {
                 PauseReason::Unused => "unused",
                 PauseReason::Admin => "admin",
                 PauseReason::Held => "held",
+                PauseReason::Restored => "restored",
                 PauseReason::Quarantined => "quarantined",
             },
             Standing::NeedsAuthorization(reason) => match reason {
@@ -114,12 +117,13 @@ impl Standing {
     }
 
     /// Every standing there is, in the order of severity.
-    pub const ALL: [Standing; 9] = [
+    pub const ALL: [Standing; 10] = [
         Standing::Active,
         Standing::Paused(PauseReason::Inactive),
         Standing::Paused(PauseReason::Unused),
         Standing::Paused(PauseReason::Admin),
         Standing::Paused(PauseReason::Held),
+        Standing::Paused(PauseReason::Restored),
         Standing::Paused(PauseReason::Quarantined),
         Standing::NeedsAuthorization(NeedsReason::RevokedOrUsedElsewhere),
         Standing::NeedsAuthorization(NeedsReason::LostRotation),

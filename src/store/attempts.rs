@@ -176,14 +176,13 @@ fn commit_tokens(session: &Session<'_>, commit: &TokenCommit) -> Result<Cas, Tro
         return Ok(Cas::Lost);
     };
     let generation = grant.generation + 1;
-    let (standing, due_at) = match grant.standing {
-        put @ Standing::Paused(PauseReason::Admin | PauseReason::Held)
-            if put != commit.standing =>
-        {
-            (put, None)
-        }
-        _ => (commit.standing, commit.due_at),
-    };
+    let (standing, due_at) =
+        match grant.standing {
+            put @ Standing::Paused(
+                PauseReason::Admin | PauseReason::Held | PauseReason::Restored,
+            ) if put != commit.standing => (put, None),
+            _ => (commit.standing, commit.due_at),
+        };
     let since = if standing == grant.standing {
         grant.standing_since
     } else {
@@ -276,7 +275,11 @@ fn fail(
     };
     // A pause that came while the request was out has taken the due time away for good.
     let due_at = match grant.standing {
-        Standing::Paused(PauseReason::Admin | PauseReason::Held) if grant.due_at.is_none() => None,
+        Standing::Paused(PauseReason::Admin | PauseReason::Held | PauseReason::Restored)
+            if grant.due_at.is_none() =>
+        {
+            None
+        }
         _ => failure.due_at,
     };
     session.write(

@@ -1,7 +1,10 @@
 //! Grants: reading, importing, pausing and deleting them; and what happens to a value that does not open.
 
+use std::sync::Arc;
+
 use rusqlite::params;
 
+use super::erasures;
 use super::fingerprints::{self, Remembered};
 use super::history::{self, By, Entry, Event};
 use super::revocations::{self, Revocable};
@@ -188,10 +191,29 @@ impl Store {
         revoke: bool,
     ) -> Result<Option<Grant>, StoreError> {
         let key = key.clone();
+        // In the erasure journal first; see there. A grant that is not there leaves no trace in it.
+        let _gate = self.inner.erasures.gate.read().await;
+        if self.grant(&key).await?.is_some() {
+            self.journal_erasure(&key, at).await?;
+        }
         self.write(Class::Rest, move |session| {
             remove(session, &key, at, revoke)
         })
         .await
+    }
+
+    async fn journal_erasure(&self, key: &GrantKey, at: UnixTime) -> Result<(), StoreError> {
+        let inner = Arc::clone(&self.inner);
+        let erased = erasures::name(&inner.keyring, key);
+        let written = tokio::task::spawn_blocking(move || inner.erasures.append(&erased, at)).await;
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "erasure-not-journaled");
+                Err(StoreError::Unavailable)
+            }
+            Err(_) => Err(StoreError::Closed),
+        }
     }
 
     /// Pauses a grant one of whose values does not open, and says so once.
@@ -219,7 +241,11 @@ pub(super) fn load(session: &Session<'_>, id: GrantId) -> Result<Grant, Trouble>
     rows::by_id(session, id)?.ok_or(Trouble::Sqlite(rusqlite::Error::QueryReturnedNoRows))
 }
 
-fn quarantine(session: &Session<'_>, id: GrantId, at: UnixTime) -> Result<Option<Grant>, Trouble> {
+pub(super) fn quarantine(
+    session: &Session<'_>,
+    id: GrantId,
+    at: UnixTime,
+) -> Result<Option<Grant>, Trouble> {
     let Some(grant) = rows::by_id(session, id)? else {
         return Ok(None);
     };
@@ -396,7 +422,7 @@ fn put_import(
     load(session, id)
 }
 
-fn remove(
+pub(super) fn remove(
     session: &Session<'_>,
     key: &GrantKey,
     at: UnixTime,

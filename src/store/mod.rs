@@ -9,12 +9,15 @@
 //! | `kek`, `keyring`, `seal` | the key-encryption key, the data keys it wraps, sealed values |
 //! | `open`, `schema` | what happens at start, in which order; tables and migrations |
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
+//! | `backup`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
 //! | `rows` | a grant's row, read and opened |
 //! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `revocations`, `providers`, `activity`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
+mod backup;
 mod checkpoint;
+mod erasures;
 mod fingerprints;
 mod grants;
 mod history;
@@ -24,6 +27,7 @@ mod maintenance;
 mod open;
 mod providers;
 mod reader;
+pub mod restore;
 mod revocations;
 mod rows;
 mod schedule;
@@ -39,6 +43,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 pub use attempts::{Cas, Failure, TokenCommit};
+pub use backup::{BackedUp, BackupError, make_backup_dir, nightly_name};
 pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
 pub use history::{By, Entry, Event};
@@ -49,6 +54,7 @@ pub use providers::ProviderState;
 pub use revocations::{RevocationId, RevocationJob};
 pub use schedule::{Filter, Rescheduler};
 
+use erasures::Erasures;
 use keyring::Keyring;
 use reader::Readers;
 use session::{Disk, Session, Trouble};
@@ -93,6 +99,8 @@ struct Inner {
     disk: Arc<Disk>,
     /// Absent where it could not be made; told then.
     spill: Option<Spill>,
+    erasures: Erasures,
+    layout: open::Layout,
     /// Held until the database is closed: one daemon per state directory.
     lock: Mutex<Option<File>>,
 }
@@ -130,6 +138,7 @@ impl Store {
         )
         .map_err(threads)?;
         let lock = Mutex::new(Some(opened.lock));
+        let erasures = Erasures::new(&opened.layout.erasures, *keyring.store_id());
         // Without it a set that the disk refuses is in memory only; that is no reason not to serve.
         let spill = Spill::open(&opened.layout.spill)
             .inspect_err(|error| tracing::warn!(%error, "spill-failed"))
@@ -141,6 +150,8 @@ impl Store {
                 keyring,
                 disk,
                 spill,
+                erasures,
+                layout: opened.layout,
                 lock,
             }),
         })

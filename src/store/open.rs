@@ -20,6 +20,9 @@ const UNNAMED_DATABASE: &str = "freshd.db.new";
 const KEYRING: &str = "keyring";
 const LOCK: &str = "lock";
 const SPILL: &str = "spill";
+const ERASURES: &str = "erasures";
+/// There while a restore moves files about.
+const RESTORING: &str = "restoring";
 
 /// Where and with which key.
 #[derive(Debug)]
@@ -119,6 +122,15 @@ pub enum OpenError {
         /// The newest version this freshd knows.
         known: i64,
     },
+    /// A restore was interrupted while it moved files.
+    #[error(
+        "a restore of {dir} was interrupted; run `freshctl restore FILE --replace` again. Nothing was changed",
+        dir = dir.display()
+    )]
+    Restoring {
+        /// The state directory.
+        dir: PathBuf,
+    },
     /// The file is some other program's.
     #[error("{database} is not a freshd database. Nothing was changed", database = database.display())]
     NotOurs {
@@ -155,6 +167,8 @@ pub(super) struct Layout {
     pub(super) keyring: PathBuf,
     pub(super) lock: PathBuf,
     pub(super) spill: PathBuf,
+    pub(super) erasures: PathBuf,
+    pub(super) restoring: PathBuf,
 }
 
 impl Layout {
@@ -167,7 +181,21 @@ impl Layout {
             keyring: dir.join(KEYRING),
             lock: dir.join(LOCK),
             spill: dir.join(SPILL),
+            erasures: dir.join(ERASURES),
+            restoring: dir.join(RESTORING),
         }
+    }
+
+    /// The files that belong to one store. Lock and erasure journal belong to the directory.
+    pub(super) fn store_files(&self) -> [PathBuf; 6] {
+        [
+            self.database.clone(),
+            self.database_log.clone(),
+            self.dir.join("freshd.db-shm"),
+            self.unnamed_database.clone(),
+            self.keyring.clone(),
+            self.spill.clone(),
+        ]
     }
 
     /// Whether a store, or a part of one, is there.
@@ -195,6 +223,9 @@ pub(super) fn open(options: &Options) -> Result<Opened, OpenError> {
     let layout = Layout::new(&options.dir);
     prepare_dir(&layout.dir)?;
     let lock = take_lock(&layout)?;
+    if layout.restoring.symlink_metadata().is_ok() {
+        return Err(OpenError::Restoring { dir: layout.dir });
+    }
     let there = |path: &Path| match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -237,7 +268,7 @@ pub(super) fn open(options: &Options) -> Result<Opened, OpenError> {
     })
 }
 
-fn prepare_dir(dir: &Path) -> Result<(), OpenError> {
+pub(super) fn prepare_dir(dir: &Path) -> Result<(), OpenError> {
     let io = |done| {
         move |source| OpenError::Io {
             path: dir.into(),
@@ -260,7 +291,7 @@ fn prepare_dir(dir: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn take_lock(layout: &Layout) -> Result<File, OpenError> {
+pub(super) fn take_lock(layout: &Layout) -> Result<File, OpenError> {
     let io = |source| OpenError::Io {
         path: layout.lock.clone(),
         done: "made",

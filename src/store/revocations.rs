@@ -210,6 +210,57 @@ fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
     })
 }
 
+/// So many are opened between two queries.
+const PAGE: i64 = 1_000;
+
+/// Opens every waiting token. Returns how many wait, and which don't open.
+pub(super) fn open_all(session: &Session<'_>) -> Result<(u64, Vec<i64>), Trouble> {
+    let (mut all, mut broken, mut after) = (0, Vec::new(), 0);
+    loop {
+        let page = session.all(
+            "SELECT id, provider, kind, key_id, token, created_at, tries FROM revocations
+             WHERE next_at IS NOT NULL AND id > ?1 ORDER BY id LIMIT ?2",
+            [after, PAGE],
+            waiting,
+        )?;
+        let Some(last) = page.last() else {
+            return Ok((all, broken));
+        };
+        after = last.id;
+        all += page.len() as u64;
+        broken.extend(
+            page.iter()
+                .filter(|row| !opens(session, row))
+                .map(|row| row.id),
+        );
+    }
+}
+
+fn opens(session: &Session<'_>, row: &Waiting) -> bool {
+    row.kind.is_some_and(|kind| {
+        let bound = bound(row.id, &row.provider, kind);
+        session
+            .keyring
+            .open(&bound, row.key_id, &row.sealed)
+            .is_ok()
+    })
+}
+
+/// Sets a revocation aside if it does not open. Returns false if it does.
+pub(super) fn set_aside_if_broken(session: &Session<'_>, id: i64) -> Result<bool, Trouble> {
+    let row = session.first(
+        "SELECT id, provider, kind, key_id, token, created_at, tries FROM revocations
+         WHERE next_at IS NOT NULL AND id = ?1",
+        [id],
+        waiting,
+    )?;
+    match row {
+        Some(row) if opens(session, &row) => Ok(false),
+        Some(row) => set_aside(session, &[row.id]).map(|()| true),
+        None => Ok(true),
+    }
+}
+
 fn set_aside(session: &Session<'_>, broken: &[i64]) -> Result<(), Trouble> {
     for id in broken {
         tracing::error!(revocation = id, "quarantined");

@@ -248,15 +248,19 @@ pub(super) fn identity(conn: &Connection) -> rusqlite::Result<Identity> {
 ///
 /// The log is not read either, which is why whatever sets the identity also checkpoints it.
 pub(super) fn identify(path: &Path) -> rusqlite::Result<Identity> {
+    identity(&connect_immutable(path)?)
+}
+
+/// Opens a file that nobody writes, for reading. No log, no index, no lock.
+pub(super) fn connect_immutable(path: &Path) -> rusqlite::Result<Connection> {
     let path = percent_encoding::percent_encode(
         path.as_os_str().as_encoded_bytes(),
         percent_encoding::NON_ALPHANUMERIC,
     );
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    identity(&Connection::open_with_flags(
-        format!("file:{path}?immutable=1"),
-        flags,
-    )?)
+    let conn = Connection::open_with_flags(format!("file:{path}?immutable=1"), flags)?;
+    conn.pragma_update(None, "trusted_schema", false)?;
+    Ok(conn)
 }
 
 #[cfg(test)]

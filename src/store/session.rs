@@ -10,6 +10,14 @@ use super::keyring::Keyring;
 /// With less than this free, no refresh token is spent: its successor might not fit.
 const ROOM: u64 = 8 * 1024 * 1024;
 
+/// Returns whether `bytes` more leave room on the file system of `dir`. One that can't be asked is told apart by the
+/// write itself.
+pub(super) fn has_room(dir: &std::path::Path, bytes: u64) -> bool {
+    rustix::fs::statvfs(dir).map_or(true, |stat| {
+        stat.f_bavail.saturating_mul(stat.f_frsize) >= bytes.saturating_add(ROOM)
+    })
+}
+
 /// Why a verb's part of a transaction did not work.
 #[derive(Debug)]
 pub(super) enum Trouble {

@@ -36,6 +36,10 @@ fn obliging(seen: &Seen) -> Reply {
             "held": false, "store": "ok", "entries": [],
         }),
         "providers" => json!({"providers": []}),
+        "backup" => {
+            json!({"path": "/srv/copy", "made_at": "2026-01-31T03:00:00Z", "bytes": 4096,
+                "grants": 2, "quarantined": 0, "revocations": 0})
+        }
         "activity" | "alice" => user(),
         _ => grant("alice", "paused", "held"),
     })
@@ -104,6 +108,7 @@ fn each_command_sends_its_request() {
             &["DELETE /v1/users/alice/grants/hubspot"],
         ),
         ("providers", &["GET /v1/providers"]),
+        ("backup /srv/copy", &["POST /v1/backup"]),
         (
             "import alice hubspot",
             &["PUT /v1/users/alice/grants/hubspot"],

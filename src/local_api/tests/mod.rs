@@ -21,8 +21,8 @@ use super::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
 use super::limits::Limits;
 use super::rules::{Rule, RulePeer, Rules, SharedRules, SocketKind};
 use super::types::{
-    Changed, GrantList, GrantView, History, ImportAnswer, ImportRequest, Problem, ProviderList,
-    ProviderStanding, Status, UserView,
+    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
+    ImportRequest, Problem, ProviderList, ProviderStanding, Status, UserView,
 };
 use super::{listen, problem, server};
 use crate::refresh::grant::GrantKey;
@@ -224,6 +224,18 @@ impl Keeper for Recorder {
 
     async fn providers(&self) -> Result<ProviderList, Problem> {
         Ok(ProviderList { providers: vec![] })
+    }
+
+    async fn backup(&self, request: BackupRequest) -> Result<BackupAnswer, Problem> {
+        self.note(format!("backup {}", request.path));
+        Ok(BackupAnswer {
+            path: request.path,
+            made_at: "2026-01-31T03:00:00Z".into(),
+            bytes: 4096,
+            grants: 2,
+            quarantined: 0,
+            revocations: 0,
+        })
     }
 
     async fn healthy(&self) -> Result<(), Problem> {

@@ -1,0 +1,491 @@
+//! Copies of the whole store: one step, sealed as it is, checked before it has its name.
+//!
+//! A copy is one SQLite file: the database as it was at one moment, and a table more with the keyring, still
+//! wrapped. It has an application id of its own, so no daemon runs on it by mistake. The copying connection reads
+//! one snapshot of the write-ahead log, so writers go on meanwhile; only checkpoints can't finish.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, params};
+use rustix::fs::RenameFlags;
+
+use super::grants;
+use super::kek::sync_parent;
+use super::revocations;
+use super::rows::{self, Opened, select_grant};
+use super::schema;
+use super::seal::Purpose;
+use super::session::{Session, Trouble, has_room};
+use super::writer::Class;
+use super::{Inner, Store};
+use crate::refresh::grant::{GrantId, PauseReason, Standing};
+use crate::refresh::time::UnixTime;
+
+/// "frsb": marks a file as a copy, on which no daemon runs.
+pub(super) const APPLICATION_ID: i64 = 0x6672_7362;
+
+/// What a copy has that a store has not.
+const TABLE: &str = "
+CREATE TABLE backup (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    made_at INTEGER NOT NULL,
+    keyring TEXT NOT NULL,
+    -- The erasure journal at this moment; NULL where there was none.
+    journal BLOB,
+    erasures INTEGER NOT NULL
+) STRICT;
+";
+
+/// A copy under this name is not finished, or was never.
+const UNFINISHED: &str = ".freshd-unfinished";
+/// So many rows are checked between two queries.
+const PAGE: i64 = 1_000;
+/// The copy is nobody else's, and readers don't lock out each other.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// A finished copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackedUp {
+    /// Its length.
+    pub bytes: u64,
+    /// How many grants are in it.
+    pub grants: u64,
+    /// How many of these are quarantined: one of their values does not open, in the store neither.
+    pub quarantined: u64,
+    /// How many revocations wait in it.
+    pub revocations: u64,
+}
+
+/// Why there is no copy. Nothing was overwritten, and nothing unfinished is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// A file is never overwritten.
+    #[error("{path} already exists; a backup never overwrites a file, name another", path = path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system of the copy has no room for it.
+    #[error(
+        "{path} needs about {needed} bytes, and its file system would be left without room",
+        path = path.display()
+    )]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// About how many bytes.
+        needed: u64,
+    },
+    /// A file could not be made, read or written.
+    #[error("{path} could not be {done}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// `made`, `read`, `written`, `named`.
+        done: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// SQLite could not copy.
+    #[error("{path} could not be written: {source}", path = path.display())]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// The copy is not what it should be; it was removed.
+    #[error(
+        "the copy failed its check: {reason}; check the disk that it was written to, and the store's own"
+    )]
+    Check {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The store has been closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl Store {
+    /// Copies the store to a new file of mode 0600 at `path`, checks the copy, and gives it its name only then.
+    ///
+    /// The check: SQLite finds it whole, there are as many grants as the counters say, and every sealed value
+    /// opens. A value that does not open in the store either is quarantined there, and copied as it is. Token
+    /// sets that are not stored yet are not in the copy: the caller waits for these.
+    ///
+    /// # Errors
+    /// See [`BackupError`].
+    pub async fn backup(&self, path: &Path, at: UnixTime) -> Result<BackedUp, BackupError> {
+        let (inner, path) = (Arc::clone(&self.inner), path.to_owned());
+        let (part, mut backed_up, broken) = blocking(move || {
+            let part = Part::copied(&inner, path, at)?;
+            let (backed_up, broken) = part.check(&inner)?;
+            Ok((part, backed_up, broken))
+        })
+        .await?;
+        backed_up.quarantined += broken.grants.len() as u64;
+        self.settle(broken, at).await?;
+        blocking(move || part.name()).await?;
+        Ok(backed_up)
+    }
+
+    /// Quarantines what does not open. What opens in the store but not in the copy was spoiled on the way.
+    async fn settle(&self, broken: Broken, at: UnixTime) -> Result<(), BackupError> {
+        let settled = self.write(Class::Rest, move |session| {
+            let quarantined = Some(Standing::Paused(PauseReason::Quarantined));
+            for (id, generation) in broken.grants {
+                let now = grants::quarantine(session, id, at)?;
+                let same = now.filter(|grant| grant.generation == generation);
+                if same.is_some() && same.map(|grant| grant.standing) != quarantined {
+                    return Ok(Some(format!(
+                        "a token of grant {} does not open in it",
+                        id.0
+                    )));
+                }
+            }
+            for id in broken.revocations {
+                if !revocations::set_aside_if_broken(session, id)? {
+                    return Ok(Some(format!("revocation {id} does not open in it")));
+                }
+            }
+            Ok(None)
+        });
+        match settled.await {
+            Ok(None) => Ok(()),
+            Ok(Some(reason)) => Err(BackupError::Check { reason }),
+            Err(error) => Err(BackupError::Check {
+                reason: format!("what does not open in it could not be quarantined: {error}"),
+            }),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BackupError> + Send + 'static,
+) -> Result<T, BackupError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or(Err(BackupError::Closed))
+}
+
+/// What does not open in a copy and is not known to be quarantined.
+#[derive(Default)]
+struct Broken {
+    grants: Vec<(GrantId, u64)>,
+    revocations: Vec<i64>,
+}
+
+/// A copy without its name. Dropped, it is removed.
+struct Part {
+    path: PathBuf,
+    file: PathBuf,
+}
+
+impl Part {
+    fn copied(inner: &Inner, path: PathBuf, at: UnixTime) -> Result<Part, BackupError> {
+        if path.symlink_metadata().is_ok() {
+            return Err(BackupError::Exists { path });
+        }
+        let needed = file_len(&inner.layout.database) + file_len(&inner.layout.database_log);
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        if !has_room(dir, needed) {
+            return Err(BackupError::NoRoom { path, needed });
+        }
+        let mut file = path.clone().into_os_string();
+        file.push(UNFINISHED);
+        let part = Part {
+            path,
+            file: file.into(),
+        };
+        part.remove();
+        part.write(inner, at)?;
+        Ok(part)
+    }
+
+    fn write(&self, inner: &Inner, at: UnixTime) -> Result<(), BackupError> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.file)
+            .map_err(self.io("made"))?;
+        let keyring = &inner.layout.keyring;
+        let keyring = std::fs::read_to_string(keyring).map_err(|source| BackupError::Io {
+            path: keyring.clone(),
+            done: "read",
+            source,
+        })?;
+        copy(inner, &self.file, &keyring, at).map_err(|source| BackupError::Copy {
+            path: self.path.clone(),
+            source,
+        })?;
+        file.sync_all().map_err(self.io("written"))
+    }
+
+    fn check(&self, inner: &Inner) -> Result<(BackedUp, Broken), BackupError> {
+        let check = |reason: String| BackupError::Check { reason };
+        let sql = |error: rusqlite::Error| check(error.to_string());
+        let conn = schema::connect_immutable(&self.file).map_err(sql)?;
+        if let Some(reason) = unsound(&conn).map_err(sql)? {
+            return Err(check(reason));
+        }
+        let session = Session {
+            conn: &conn,
+            keyring: &inner.keyring,
+            disk: &inner.disk,
+        };
+        let found = |trouble: Trouble| check(trouble.text());
+        let (grants, quarantined, broken) = open_grants(&session).map_err(found)?;
+        let (revocations, broken_revocations) = revocations::open_all(&session).map_err(found)?;
+        let backed_up = BackedUp {
+            bytes: file_len(&self.file),
+            grants,
+            quarantined,
+            revocations,
+        };
+        let broken = Broken {
+            grants: broken,
+            revocations: broken_revocations,
+        };
+        Ok((backed_up, broken))
+    }
+
+    /// Gives the copy its name, unless that is taken by now.
+    fn name(self) -> Result<(), BackupError> {
+        let cwd = rustix::fs::CWD;
+        let named =
+            rustix::fs::renameat_with(cwd, &self.file, cwd, &self.path, RenameFlags::NOREPLACE);
+        let named = match named.map_err(io::Error::from) {
+            // NFS and a few others: a second name, which is never put over another file either.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                std::fs::hard_link(&self.file, &self.path)
+            }
+            named => named,
+        };
+        match named.and_then(|()| sync_parent(&self.path)) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(BackupError::Exists {
+                    path: self.path.clone(),
+                })
+            }
+            Err(source) => Err(self.io("named")(source)),
+        }
+    }
+
+    fn io(&self, done: &'static str) -> impl FnOnce(io::Error) -> BackupError + use<> {
+        let path = self.path.clone();
+        move |source| BackupError::Io { path, done, source }
+    }
+
+    /// Removes the unfinished copy, and what SQLite may have left beside it.
+    fn remove(&self) {
+        for suffix in ["", "-journal", "-wal", "-shm"] {
+            let mut file = self.file.clone().into_os_string();
+            file.push(suffix);
+            // Mostly not there; what can't be removed makes the next step fail, which says so.
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+fn file_len(path: &Path) -> u64 {
+    path.metadata().map_or(0, |meta| meta.len())
+}
+
+/// Copies all pages of one snapshot in one step: an incremental copy starts anew with every write.
+fn copy(inner: &Inner, file: &Path, keyring: &str, at: UnixTime) -> rusqlite::Result<()> {
+    let source = schema::connect_reader(&inner.layout.database, BUSY)?;
+    let erasures = {
+        // Between a deletion's record and its commit there is no snapshot.
+        let _gate = inner.erasures.gate.blocking_write();
+        source.execute_batch("BEGIN DEFERRED")?;
+        source.query_row("SELECT 1 FROM store", [], |_| Ok(()))?;
+        // Where the journal can't be had, the copy says that it knows of none.
+        inner.erasures.position().ok()
+    };
+    let mut copy = schema::connect_writer(file, BUSY)?;
+    match Backup::new(&source, &mut copy)?.step(-1)? {
+        StepResult::Done => {}
+        _ => {
+            return Err(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
+                Some("the store was locked".into()),
+            ));
+        }
+    }
+    // One file, without a log beside it.
+    copy.pragma_update(None, "journal_mode", "DELETE")?;
+    copy.execute_batch(TABLE)?;
+    copy.execute(
+        "INSERT INTO backup (id, made_at, keyring, journal, erasures) VALUES (1, ?1, ?2, ?3, ?4)",
+        params![
+            at.as_millis(),
+            keyring,
+            erasures.map(|position| position.journal),
+            erasures.map_or(0, |position| position.records as i64),
+        ],
+    )?;
+    copy.pragma_update(None, "application_id", APPLICATION_ID)?;
+    copy.close().map_err(|(_, error)| error)
+}
+
+/// Says what SQLite finds wrong with a copy, or that its counters don't count it.
+pub(super) fn unsound(conn: &Connection) -> rusqlite::Result<Option<String>> {
+    let found: String = conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    if found != "ok" {
+        return Ok(Some(found));
+    }
+    const ROWS: &str = "SELECT provider, standing, reason, count(*) FROM grants GROUP BY 1, 2, 3";
+    const COUNTED: &str =
+        "SELECT provider, standing, reason, grants FROM counters WHERE grants <> 0";
+    for (these, those) in [(ROWS, COUNTED), (COUNTED, ROWS)] {
+        let differ =
+            format!("SELECT EXISTS (SELECT * FROM ({these}) EXCEPT SELECT * FROM ({those}))");
+        if conn.query_row(&differ, [], |row| row.get(0))? {
+            return Ok(Some("it has not as many grants as its counters say".into()));
+        }
+    }
+    Ok(None)
+}
+
+/// Opens every token. Returns how many grants there are, how many of these are known to be quarantined,
+/// and which others don't open.
+fn open_grants(session: &Session<'_>) -> Result<(u64, u64, Vec<(GrantId, u64)>), Trouble> {
+    let (mut grants, mut quarantined, mut broken) = (0, 0, Vec::new());
+    let mut after = 0;
+    loop {
+        let page = session.all(
+            select_grant!("WHERE g.id > ?1 ORDER BY g.id LIMIT ?2"),
+            params![after, PAGE],
+            rows::grant,
+        )?;
+        let Some(last) = page.last() else {
+            return Ok((grants, quarantined, broken));
+        };
+        after = last.id.0;
+        for grant in &page {
+            grants += 1;
+            if grant.standing == Standing::Paused(PauseReason::Quarantined) {
+                quarantined += 1;
+                continue;
+            }
+            for purpose in [Purpose::Access, Purpose::Refresh] {
+                if matches!(rows::open(session, grant, purpose)?, Opened::Broken) {
+                    broken.push((grant.id, grant.generation));
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The nightly copies in a directory.
+///
+/// Their names sort by age: `freshd-20260131T030000Z.backup`.
+pub fn nightly_name(at: UnixTime) -> String {
+    format!("{NIGHTLY}{}{NIGHTLY_END}", stamp(at))
+}
+
+/// Returns a moment in the form 20260131T030000Z, which sorts by age.
+pub(super) fn stamp(at: UnixTime) -> String {
+    let text = at.rfc3339();
+    let seconds = text.chars().take_while(|c| *c != '.');
+    let digits: String = seconds
+        .filter(|c| c.is_ascii_digit() || *c == 'T')
+        .collect();
+    digits + "Z"
+}
+
+const NIGHTLY: &str = "freshd-";
+const NIGHTLY_END: &str = ".backup";
+
+fn is_nightly_name(name: &str) -> bool {
+    let stamp = name
+        .strip_prefix(NIGHTLY)
+        .and_then(|name| name.strip_suffix(NIGHTLY_END));
+    stamp.is_some_and(|stamp| {
+        stamp.len() == "20260131T030000Z".len()
+            && stamp.char_indices().all(|(at, c)| match at {
+                8 => c == 'T',
+                15 => c == 'Z',
+                _ => c.is_ascii_digit(),
+            })
+    })
+}
+
+impl Store {
+    /// Removes the oldest nightly copies in `dir` beyond the newest `keep`; returns their number.
+    ///
+    /// Only a regular file with a name of [`nightly_name`] that is a copy of this very store is one.
+    ///
+    /// # Errors
+    /// The directory can't be read, or a file not be removed.
+    pub async fn remove_old_backups(&self, dir: &Path, keep: usize) -> Result<usize, BackupError> {
+        let (inner, dir) = (Arc::clone(&self.inner), dir.to_owned());
+        blocking(move || {
+            let mut copies = nightly_copies(&dir, inner.keyring.store_id()).map_err(|source| {
+                BackupError::Io {
+                    path: dir,
+                    done: "read",
+                    source,
+                }
+            })?;
+            let old = copies.len().saturating_sub(keep);
+            copies.sort();
+            for path in copies.drain(..old) {
+                std::fs::remove_file(&path).map_err(|source| BackupError::Io {
+                    path,
+                    done: "removed",
+                    source,
+                })?;
+            }
+            Ok(old)
+        })
+        .await
+    }
+}
+
+fn nightly_copies(dir: &Path, store_id: &[u8]) -> io::Result<Vec<PathBuf>> {
+    let mut copies = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let named = entry.file_name().to_str().is_some_and(is_nightly_name);
+        if !named || !entry.file_type()?.is_file() {
+            continue;
+        }
+        let ours = schema::identify(&entry.path()).is_ok_and(|identity| {
+            identity.application_id == APPLICATION_ID
+                && identity.store_id.as_deref() == Some(store_id)
+        });
+        if ours {
+            copies.push(entry.path());
+        }
+    }
+    Ok(copies)
+}
+
+/// Makes a directory of mode 0700 for copies, if it is not there.
+///
+/// # Errors
+/// It can't be made.
+pub fn make_backup_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)?;
+    File::open(dir).map(drop)
+}

@@ -113,6 +113,14 @@ impl Shared {
             },
         };
         self.driver.send(event).ok()?;
+        // A set is held before the driver answers its waiters with it. A demand that comes after that
+        // would wait for an attempt that ends only when the disk does.
+        let held = self.held.find(&grant.key);
+        if let Some(held) = held.filter(|held| held.grant.generation > grant.generation)
+            && let Some(token) = token_of(&held, self.clock.now())
+        {
+            return Some(Ended::Refreshed(Arc::new(token)));
+        }
         ended.await.ok()
     }
 

@@ -22,10 +22,6 @@ use support::{Config, Connection, Freshd, Issued, Reply, Rotating, ScriptedServe
 
 /// As the promise says.
 const KILL_POINTS: usize = 300;
-/// Most of a life is waiting, for a start or for the end of an access token.
-const LANES: usize = 6;
-/// Refreshes in one life.
-const CYCLES: usize = 6;
 /// What an imported access token has left: longer than a kill and a start take on a slow machine.
 const LEFT: i64 = 6;
 const GRACE: Duration = Duration::from_secs(30);
@@ -79,6 +75,17 @@ enum Phase {
     BeforeTheServer,
     /// The server has rotated, the new tokens are not stored.
     ServerAhead,
+}
+
+/// What is swept, and against which server.
+#[derive(Clone, Copy)]
+struct Plan {
+    strict: bool,
+    manners: &'static [Manner],
+    /// Refreshes in one life.
+    cycles: usize,
+    /// Daemons at a time. Most of a life is waiting, for a start or for the end of an access token.
+    lanes: usize,
 }
 
 /// What is left to do, shared by the lanes, and what was found.
@@ -157,7 +164,7 @@ struct Stored {
 
 /// A daemon, its server, and the users that it has had.
 struct Lane {
-    strict: bool,
+    plan: Plan,
     rotating: Rotating,
     server: ScriptedServer,
     freshd: Freshd,
@@ -168,9 +175,9 @@ struct Lane {
 }
 
 impl Lane {
-    async fn new(strict: bool) -> Lane {
+    async fn new(plan: Plan) -> Lane {
         let rotating = Rotating::new(3600);
-        let (rotating, rotation) = if strict {
+        let (rotating, rotation) = if plan.strict {
             (rotating, "rotation = \"strict\"")
         } else {
             (
@@ -184,7 +191,7 @@ impl Lane {
         let mut freshd = Freshd::start(config).await;
         freshd.stop().await;
         Lane {
-            strict,
+            plan,
             rotating,
             server,
             freshd,
@@ -246,7 +253,7 @@ impl Lane {
         let mut subjects = Vec::new();
         match manner {
             Manner::InTurn | Manner::Refused => {
-                for _ in 0..CYCLES {
+                for _ in 0..self.plan.cycles {
                     let mut subject = self.subject();
                     let refreshed = self.refresh(&mut subject, manner).await;
                     subjects.push(subject);
@@ -256,7 +263,7 @@ impl Lane {
                 }
             }
             Manner::Together => {
-                subjects.extend((0..CYCLES).map(|_| self.subject()));
+                subjects.extend((0..self.plan.cycles).map(|_| self.subject()));
                 let lane = &*self;
                 let refreshes = subjects
                     .iter_mut()
@@ -368,10 +375,10 @@ impl Lane {
             assert_eq!(gone.status, 404, "an import that nobody was told of");
             return;
         }
-        if self.strict && matches!(phase, Phase::BeforeTheServer | Phase::ServerAhead) {
+        if self.plan.strict && matches!(phase, Phase::BeforeTheServer | Phase::ServerAhead) {
             self.is_served_to_its_end(subject).await;
         }
-        if self.strict && phase == Phase::ServerAhead {
+        if self.plan.strict && phase == Phase::ServerAhead {
             let grant = self
                 .freshd
                 .wait_for_state(user, "acme", "needs-authorization")
@@ -420,12 +427,12 @@ impl Lane {
     }
 }
 
-async fn sweep(strict: bool, manners: &[Manner]) {
-    let sweep = Arc::new(Mutex::new(Sweep::new(manners)));
-    let lanes = (0..LANES).map(|_| {
+async fn sweep(plan: Plan) {
+    let sweep = Arc::new(Mutex::new(Sweep::new(plan.manners)));
+    let lanes = (0..plan.lanes).map(|_| {
         let sweep = sweep.clone();
         tokio::spawn(async move {
-            let mut lane = Lane::new(strict).await;
+            let mut lane = Lane::new(plan).await;
             loop {
                 let point = sweep.lock().expect("no lane panicked").next();
                 let Some(point) = point else {
@@ -455,7 +462,7 @@ async fn sweep(strict: bool, manners: &[Manner]) {
         "{spent:5}  grants whose server was ahead, in {:?}",
         began.elapsed()
     );
-    let each = if strict { (spent, 0) } else { (0, spent) };
+    let each = if plan.strict { (spent, 0) } else { (0, spent) };
     assert_eq!(
         (superseded, replayed),
         each,
@@ -476,12 +483,24 @@ async fn sweep(strict: bool, manners: &[Manner]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn within_a_servers_grace_no_kill_loses_a_grant() {
-    sweep(false, &[Manner::InTurn, Manner::Together, Manner::Refused]).await;
+    sweep(Plan {
+        strict: false,
+        manners: &[Manner::InTurn, Manner::Together, Manner::Refused],
+        cycles: 4,
+        lanes: 6,
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_grace_a_kill_between_the_two_commits_is_told_as_a_probable_loss_and_no_other_loses()
  {
-    // A refused token would have to be waited for an hour.
-    sweep(true, &[Manner::InTurn, Manner::Together]).await;
+    sweep(Plan {
+        strict: true,
+        // A refused token would have to be waited for an hour.
+        manners: &[Manner::InTurn, Manner::Together],
+        cycles: 7,
+        lanes: 10,
+    })
+    .await;
 }

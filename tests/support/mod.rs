@@ -4,10 +4,13 @@
 
 pub mod canary;
 pub mod config;
+pub mod cutting_proxy;
 pub mod daemon;
+pub mod django_server;
 pub mod faulty_server;
 pub mod http;
 pub mod node_server;
+pub mod peers;
 pub mod rotating;
 pub mod scripted_server;
 pub mod store;

@@ -1,7 +1,7 @@
 //! npm `oidc-provider`, a real authorization server, and its users.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use serde::Deserialize;
@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
+use super::peers::{self, About};
 use super::within;
 
 const SOURCES: [&str; 6] = [
@@ -28,17 +29,6 @@ pub struct NodeServer {
     http: reqwest::Client,
     /// Holds its standard input open, too: the server ends with it.
     _child: Child,
-}
-
-/// What the server says about itself when it listens.
-#[derive(Clone, Debug, Deserialize)]
-pub struct About {
-    pub issuer: String,
-    pub token_endpoint: String,
-    pub introspection_endpoint: String,
-    pub revocation_endpoint: String,
-    pub client_id: String,
-    pub client_secret: String,
 }
 
 /// What the server has seen.
@@ -73,10 +63,7 @@ impl NodeServer {
         let about = serde_json::from_str(&announcement).expect("server.mjs prints JSON");
         // It prints advice later on, and a closed pipe would end it.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .build()
-            .expect("a plain client");
+        let http = peers::http_client();
         NodeServer {
             about,
             announcement,
@@ -154,68 +141,12 @@ impl NodeServer {
     }
 
     async fn ask(&self, url: &str, form: &[(&str, &str)]) -> (u16, Value) {
-        // RFC 6749 §2.3.1: form-encoded before they are joined.
-        let encoded = |text: &str| -> String {
-            url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
-        };
-        let (id, secret) = (
-            encoded(&self.about.client_id),
-            encoded(&self.about.client_secret),
-        );
-        let request = self.http.post(url).basic_auth(id, Some(secret)).form(form);
-        let answer = within(url, request.send()).await.expect("the server runs");
-        let status = answer.status().as_u16();
-        (status, answer.json().await.expect("it answers JSON"))
+        peers::ask(&self.http, &self.about, url, form).await
     }
 }
 
-/// Returns a directory under `target/` that holds the server and its packages.
-///
-/// It is named by a hash of the sources and made by renaming, so that two test processes
-/// which meet here both find it whole.
 async fn installed() -> PathBuf {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/oidc-provider");
-    let texts: Vec<(&str, Vec<u8>)> = SOURCES
-        .iter()
-        .map(|name| {
-            (
-                *name,
-                std::fs::read(sources.join(name)).expect("it is in the repository"),
-            )
-        })
-        .collect();
-    let peers = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers");
-    let home = peers.join(format!("oidc-provider-{:016x}", fingerprint(&texts)));
-    if home.exists() {
-        return home;
-    }
-    std::fs::create_dir_all(&peers).expect("target/ is ours");
-    let new = tempfile::Builder::new()
-        .prefix("new-")
-        .tempdir_in(&peers)
-        .expect("it is ours");
-    for (name, text) in &texts {
-        std::fs::write(new.path().join(name), text).expect("it is ours");
-    }
-    let status = Command::new("npm")
-        .args(["ci", "--ignore-scripts"])
-        .current_dir(new.path())
-        .stdout(Stdio::null())
-        .status()
-        .await
-        .expect("npm is installed (tests/run does it)");
-    assert!(status.success(), "npm ci: {status}");
-    // Where the other process was faster, its directory stays and ours is removed.
-    if std::fs::rename(new.path(), &home).is_ok() {
-        let _ = new.keep();
-    }
-    assert!(home.exists(), "{} can't be made", home.display());
-    home
-}
-
-fn fingerprint(texts: &[(&str, Vec<u8>)]) -> u64 {
-    use std::hash::{Hash, Hasher};
-    let mut hasher = std::hash::DefaultHasher::new();
-    texts.hash(&mut hasher);
-    hasher.finish()
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--ignore-scripts"]);
+    peers::installed("oidc-provider", &SOURCES, vec![npm]).await
 }

@@ -128,10 +128,15 @@ impl Freshd {
         self.wait_exit().await;
     }
 
+    /// Returns the process id.
+    pub fn pid(&self) -> Pid {
+        let id = self.running.child.id().expect("freshd runs");
+        Pid::from_raw(i32::try_from(id).expect("a pid")).expect("not 0")
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let id = self.running.child.id().expect("freshd runs");
-        let pid = Pid::from_raw(i32::try_from(id).expect("a pid")).expect("not 0");
+        let pid = self.pid();
         rustix::process::kill_process(pid, signal).expect("freshd is our child");
     }
 

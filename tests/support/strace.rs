@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::eventually;
+use rustix::process::{Pid, Signal};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::{eventually, within};
 
 /// One tampering, and where strace writes what it saw.
 pub struct Strace {
@@ -90,6 +93,54 @@ impl Strace {
             syscall: self.syscall.clone(),
             file,
         }
+    }
+}
+
+/// Calls of a running daemon that fail from now on.
+pub struct Failing(tokio::process::Child);
+
+impl Failing {
+    /// Makes every such call of `process` fail with `errno`. `None`, and a word about it, without root:
+    /// the daemon lets nobody else trace it.
+    pub async fn all(process: Pid, syscalls: &str, errno: &str) -> Option<Failing> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED, NOT TESTED: tracing a running daemon needs root");
+            return None;
+        }
+        let pid = process.as_raw_nonzero().to_string();
+        let inject = format!("inject={syscalls}:error={errno}");
+        let mut child = tokio::process::Command::new("strace")
+            .args([
+                "-f",
+                "-s",
+                "0",
+                "-o",
+                "/dev/null",
+                "-e",
+                &inject,
+                "-p",
+                &pid,
+            ])
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("strace is installed (tests/run does it)");
+        let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        let first = within("strace to attach", lines.next_line()).await;
+        let first = first.expect("its stderr is ours").unwrap_or_default();
+        assert!(first.contains("attached"), "{first}");
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Some(Failing(child))
+    }
+
+    /// Lets them succeed again.
+    pub async fn mend(mut self) {
+        let id = self.0.id().expect("it runs");
+        let pid = Pid::from_raw(i32::try_from(id).expect("a pid")).expect("not 0");
+        rustix::process::kill_process(pid, Signal::INT).expect("it is ours");
+        within("strace to detach", self.0.wait())
+            .await
+            .expect("it is ours");
     }
 }
 

@@ -177,7 +177,7 @@ async fn blocking<T: Send + 'static>(
 /// What does not open in a copy and is not known to be quarantined.
 #[derive(Default)]
 struct Broken {
-    grants: Vec<(GrantId, u64)>,
+    grants: Vec<Read>,
     revocations: Vec<i64>,
 }
 
@@ -361,9 +361,12 @@ pub(super) fn unsound(conn: &Connection) -> rusqlite::Result<Option<String>> {
     Ok(None)
 }
 
+/// A grant and the generation at which it was read.
+type Read = (GrantId, u64);
+
 /// Opens every token. Returns how many grants there are, how many of these are known to be quarantined,
 /// and which others don't open.
-fn open_grants(session: &Session<'_>) -> Result<(u64, u64, Vec<(GrantId, u64)>), Trouble> {
+fn open_grants(session: &Session<'_>) -> Result<(u64, u64, Vec<Read>), Trouble> {
     let (mut grants, mut quarantined, mut broken) = (0, 0, Vec::new());
     let mut after = 0;
     loop {

@@ -432,6 +432,7 @@ fn everything_shown(canary: &str) -> Vec<(&'static str, String)> {
         expires_at: None,
         obtained_at: UnixTime::EPOCH,
         refresh_token: Some(refresh.clone()),
+        refresh_token_end: None,
         scope: None,
     };
     let body =

@@ -210,3 +210,69 @@ async fn a_provider_that_never_answers_slows_no_other() {
     }
     assert_eq!(silent.refreshes().len(), 8, "its own limit holds");
 }
+
+#[tokio::test]
+async fn an_unreachable_provider_gets_single_probes_over_a_kill_and_recovers_by_itself() {
+    const USERS: usize = 30;
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(|_| Answer::raw(502, "text/html", "<h1>down</h1>")).await;
+    let config =
+        Config::new().provider("acme", &server, "rotation = \"strict\"\nmax-in-flight = 4");
+    let mut freshd = Freshd::start(config).await;
+    let users: Vec<String> = (0..USERS).map(|number| format!("user-{number}")).collect();
+    for user in &users {
+        freshd
+            .import(user, "acme", &rotating.issue(user).import_expired())
+            .await;
+    }
+    let living = rotating.issue("living");
+    freshd.import("living", "acme", &living.import()).await;
+
+    freshd.wait_for_provider("acme", "unreachable").await;
+    let opened = freshd.wait_for_log("provider-unreachable").await;
+    assert!(opened.contains("acme"), "{opened}");
+    // Four at once and five to open it, then one after the other, seconds apart.
+    let probed = server.nth_refresh(server.refreshes().len() + 2).await;
+    let few = server.refreshes().len();
+    assert!(few <= 8 + 4, "{few} requests for {USERS} grants");
+
+    // A token that lives is served (I4), a caller who can't be helped in time is told so at once.
+    assert_eq!(
+        freshd.token("living", "acme").await.token(),
+        living.access_token
+    );
+    let asked = support::instant();
+    let reply = freshd.token_with("user-3", "acme", "wait=1").await;
+    assert_eq!(reply.status, 503, "{}", reply.text);
+    assert!(
+        reply.json["retry_after"]
+            .as_u64()
+            .is_some_and(|secs| secs >= 1)
+    );
+    assert!(support::instant().duration_since(asked) < Duration::from_secs(5));
+
+    freshd.kill().await;
+    let before = server.refreshes().len();
+    freshd.start_again().await;
+    freshd.wait_for_provider("acme", "unreachable").await;
+    let after = server.nth_refresh(before + 1).await;
+    assert!(after.at > probed.at);
+    assert!(
+        server.refreshes().len() <= before + 2,
+        "still one at a time"
+    );
+
+    server.answer_with(rotating.script());
+    freshd.wait_for_log("provider-recovered").await;
+    freshd.wait_for_provider("acme", "running").await;
+    for user in &users {
+        assert!(rotating.is_active(freshd.token_with(user, "acme", "wait=30").await.token()));
+    }
+    assert_eq!(needing_authorization(&freshd).await, 0);
+    assert_eq!(rotating.superseded_presented_outside_grace(), 0);
+    assert_eq!(
+        freshd.logs().matches("provider-unreachable").count(),
+        1,
+        "told once"
+    );
+}

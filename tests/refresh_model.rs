@@ -9,6 +9,7 @@ use freshd::refresh::grant::GrantId;
 use freshd::refresh::horizon::{Action, Due, Horizon, Schedule, Written};
 use freshd::refresh::pacing::Pace;
 use freshd::refresh::time::UnixTime;
+use freshd::refresh::token_response::Contact;
 use proptest::prelude::*;
 
 const START: UnixTime = UnixTime::from_secs(1_790_000_000);
@@ -32,6 +33,8 @@ enum Op {
     Commit { which: usize, due_in: i64 },
     /// An attempt in flight ends, and the grant is due again after so long.
     End { which: usize, due_in: i64 },
+    /// The request of an attempt in flight tells how its server fares.
+    Contact { which: usize, answered: bool },
     /// A provider is halted, or goes on.
     Halt { provider: usize, halted: bool },
     /// Due times were changed in bulk.
@@ -49,6 +52,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Page),
         2 => (0..8usize, -5..2000i64).prop_map(|(which, due_in)| Op::Commit { which, due_in }),
         4 => (0..8usize, 1..2000i64).prop_map(|(which, due_in)| Op::End { which, due_in }),
+        4 => (0..8usize, prop::bool::weighted(0.2))
+            .prop_map(|(which, answered)| Op::Contact { which, answered }),
         1 => (0..2usize, any::<bool>()).prop_map(|(provider, halted)| Op::Halt { provider, halted }),
         1 => (0..2usize).prop_map(|provider| Op::Reload { provider }),
     ]
@@ -77,7 +82,20 @@ struct World {
     in_flight: Vec<Flight>,
     demanded: BTreeSet<GrantId>,
     halted: BTreeSet<&'static str>,
+    breakers: BTreeMap<&'static str, Breaker>,
     pages: VecDeque<Page>,
+}
+
+/// The reference for a breaker.
+#[derive(Default)]
+struct Breaker {
+    /// Grants that failed since the last answer, while it is closed.
+    failed: BTreeSet<GrantId>,
+    open: bool,
+    /// The attempt that began while it was open.
+    probe: Option<GrantId>,
+    /// When a probe last failed, or the breaker opened; `None` after the clock went back.
+    failed_at: Option<UnixTime>,
 }
 
 fn provider_of(id: GrantId) -> &'static str {
@@ -102,6 +120,7 @@ impl World {
             in_flight: Vec::new(),
             demanded: BTreeSet::new(),
             halted: BTreeSet::new(),
+            breakers: PROVIDERS.map(|name| (name, Breaker::default())).into(),
             pages: VecDeque::new(),
         }
     }
@@ -162,7 +181,14 @@ impl World {
                 self.demanded.insert(id);
                 self.horizon(id).handle_demand(id);
             }
-            Op::Pass { secs } => self.now = self.after(secs),
+            Op::Pass { secs } => {
+                self.now = self.after(secs);
+                if secs < 0 {
+                    self.breakers
+                        .values_mut()
+                        .for_each(|it| it.failed_at = None);
+                }
+            }
             Op::Page => self.deliver_page(),
             Op::Commit { which, due_in } => {
                 if !self.in_flight.is_empty() {
@@ -179,6 +205,12 @@ impl World {
                     self.end(flight, due_in);
                 }
             }
+            Op::Contact { which, answered } => {
+                if !self.in_flight.is_empty() {
+                    let id = self.in_flight[which % self.in_flight.len()].id;
+                    self.contact(id, answered);
+                }
+            }
             Op::Halt { provider, halted } => {
                 let name = PROVIDERS[provider];
                 self.provider(name).pacer().halt(halted);
@@ -192,6 +224,36 @@ impl World {
         }
     }
 
+    fn contact(&mut self, id: GrantId, answered: bool) {
+        let now = self.now;
+        let name = provider_of(id);
+        let pacer = self.provider(name).pacer();
+        let contact = if answered {
+            Contact::Reached
+        } else {
+            Contact::Failed
+        };
+        pacer.handle_contact(id, contact, now, 0);
+        let open = pacer.unreachable().is_some();
+        let breaker = self.breakers.get_mut(name).expect("each has one");
+        if answered {
+            breaker.failed.clear();
+            breaker.open = false;
+        } else if breaker.open {
+            if breaker.probe == Some(id) {
+                breaker.failed_at = Some(now);
+            }
+        } else {
+            breaker.failed.insert(id);
+            if breaker.failed.len() == 5 {
+                breaker.failed.clear();
+                breaker.open = true;
+                breaker.failed_at = Some(now);
+            }
+        }
+        assert_eq!(open, breaker.open, "{name}");
+    }
+
     fn provider(&mut self, name: &str) -> &mut Horizon {
         self.schedule.provider(name).expect("both are set up")
     }
@@ -201,6 +263,11 @@ impl World {
     }
 
     fn end(&mut self, flight: Flight, due_in: i64) {
+        let breaker = self.breakers.get_mut(provider_of(flight.id));
+        let breaker = breaker.expect("each has one");
+        if breaker.probe == Some(flight.id) {
+            breaker.probe = None;
+        }
         let written = match flight.outcome {
             Some(written) => written,
             None => self.outcome(flight.id, due_in),
@@ -256,6 +323,14 @@ impl World {
             !self.halted.contains(provider_of(id)),
             "{provider} is halted"
         );
+        let breaker = self.breakers.get_mut(provider_of(id));
+        let breaker = breaker.expect("each has one");
+        if breaker.open {
+            assert_eq!(breaker.probe, None, "{provider} has a probe under way");
+            let waited = breaker.failed_at.is_none_or(|at| self.now > at);
+            assert!(waited, "{provider} is probed without a pause");
+            breaker.probe = Some(id);
+        }
         match cause {
             Cause::Demand => assert!(self.demanded.contains(&id), "nobody asked for {id:?}"),
             Cause::Due => {}
@@ -282,7 +357,19 @@ impl World {
         self.halted.clear();
         loop {
             self.act();
+            // The next attempt is answered, whether it is a probe or not.
+            if let Some(id) = self.in_flight.first().map(|flight| flight.id) {
+                self.contact(id, true);
+            }
             if self.pages.is_empty() && self.in_flight.is_empty() {
+                if self.breakers.values().any(|breaker| breaker.open) {
+                    self.now = self.after(61);
+                    self.act();
+                    if self.in_flight.is_empty() && self.pages.is_empty() {
+                        break;
+                    }
+                    continue;
+                }
                 break;
             }
             while !self.pages.is_empty() {

@@ -91,6 +91,17 @@ pub struct ProviderDescription {
     pub refresh_token_idle_lifetime: Option<String>,
     /// Whether paused grants are refreshed before that.
     pub keep_alive: bool,
+    /// `scheduled` or `on-demand`.
+    pub refresh: &'static str,
+    /// The server refuses to refresh an access token that is younger than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refresh_not_before: Option<String>,
+    /// Whether the server takes a refresh only while the old access token lives.
+    pub refresh_while_alive: bool,
+    /// How long an unexplained refusal goes on before it is believed, such as `1d`.
+    pub refuse_after: String,
+    /// How long before a refresh token's end we warn, such as `7d`.
+    pub refresh_token_warning: String,
     /// What means `invalid_grant` here.
     pub dead_grant_codes: Vec<String>,
     /// Requests at once.
@@ -201,6 +212,11 @@ fn provider(name: &str, provider: &Provider) -> ProviderDescription {
         access_token_lifetime: policy.default_lifetime.map(show_duration),
         refresh_token_idle_lifetime: policy.refresh_token_idle_lifetime.map(show_duration),
         keep_alive: policy.keep_alive,
+        refresh: policy.mode.name(),
+        refresh_not_before: policy.refresh_not_before.map(show_duration),
+        refresh_while_alive: policy.refresh_while_alive,
+        refuse_after: show_duration(policy.refuse_after),
+        refresh_token_warning: show_duration(policy.refresh_token_warning),
         dead_grant_codes: registration.dead_grant_codes.clone(),
         max_in_flight: pace.max_in_flight,
         rate_per_second: pace.rate,
@@ -315,6 +331,24 @@ impl fmt::Display for ProviderDescription {
             };
             writeln!(f, "  idle        refresh tokens end after {idle}, {keeps}")?;
         }
+        let mut when = vec![self.refresh.to_owned()];
+        if let Some(age) = &self.refresh_not_before {
+            when.push(format!("not before a token is {age} old"));
+        }
+        if self.refresh_while_alive {
+            when.push("only while the old token lives".to_owned());
+        }
+        writeln!(f, "  refresh     {}", when.join(", "))?;
+        writeln!(
+            f,
+            "  refusals    believed {} past expiry, if unexplained",
+            self.refuse_after
+        )?;
+        writeln!(
+            f,
+            "  warning     {} before a refresh token's end",
+            self.refresh_token_warning
+        )?;
         if let Some(lifetime) = &self.access_token_lifetime {
             writeln!(
                 f,

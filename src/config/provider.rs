@@ -14,7 +14,7 @@ use super::shape::{Length, ProviderShape, RefreshShape, SecretShape};
 use super::value::{self, Rule, show_duration};
 use crate::profile::{ClientAuth, PROFILES, Provider, Registration, check_endpoint};
 use crate::refresh::pacing::Pace;
-use crate::refresh::policy::{Policy, Rotation};
+use crate::refresh::policy::{Mode, Policy, Rotation};
 use crate::refresh::token::ClientSecret;
 
 /// Time for a few retries before readers notice an outage.
@@ -25,6 +25,10 @@ const FLOOR: Duration = Duration::from_secs(1);
 const INACTIVE_AFTER: Duration = Duration::from_secs(3 * 86_400);
 /// Four days of hourly refreshes.
 const MAX_UNUSED_REFRESHES: usize = 100;
+/// Long enough for somebody to notice and mend what a server objects to without saying so.
+const REFUSE_AFTER: Duration = Duration::from_secs(86_400);
+/// Time for a user who comes by once a week.
+const REFRESH_TOKEN_WARNING: Duration = Duration::from_secs(7 * 86_400);
 /// What browsers of six hosts would open; few authorization servers mind.
 const MAX_IN_FLIGHT: usize = 32;
 /// A TCP connection and a TLS handshake across the world, with two lost packets.
@@ -53,6 +57,8 @@ pub struct Base {
     floor: Duration,
     inactive_after: Duration,
     max_unused_refreshes: usize,
+    refuse_after: Duration,
+    refresh_token_warning: Duration,
 }
 
 impl Base {
@@ -64,6 +70,9 @@ impl Base {
             floor: length("floor", shape.floor).unwrap_or(FLOOR),
             inactive_after: length("inactive-after", shape.inactive_after)
                 .unwrap_or(INACTIVE_AFTER),
+            refuse_after: length("refuse-after", shape.refuse_after).unwrap_or(REFUSE_AFTER),
+            refresh_token_warning: length("refresh-token-warning", shape.refresh_token_warning)
+                .unwrap_or(REFRESH_TOKEN_WARNING),
             max_unused_refreshes: count(
                 files,
                 "refresh.max-unused-refreshes",
@@ -210,6 +219,10 @@ fn policy(
         "refresh-token-idle-lifetime",
         shape.refresh_token_idle_lifetime.take(),
     );
+    let refresh_not_before = length("refresh-not-before", shape.refresh_not_before.take());
+    let refuse_after = length("refuse-after", shape.refuse_after.take());
+    let warning = length("refresh-token-warning", shape.refresh_token_warning.take());
+    let mode = mode(files, section, shape);
     let unused = count(
         files,
         &format!("{section}.max-unused-refreshes"),
@@ -226,7 +239,28 @@ fn policy(
         default_lifetime,
         refresh_token_idle_lifetime: idle_lifetime,
         keep_alive: shape.keep_alive.unwrap_or(true),
+        mode,
+        refresh_not_before,
+        refresh_while_alive: shape.refresh_while_alive.unwrap_or(false),
+        refuse_after: refuse_after.unwrap_or(base.refuse_after),
+        refresh_token_warning: warning.unwrap_or(base.refresh_token_warning),
     }
+}
+
+fn mode(files: &mut Files, section: &str, shape: &ProviderShape) -> Mode {
+    let key = format!("{section}.refresh");
+    let text = shape.refresh.as_deref().unwrap_or("scheduled");
+    let mode = files.parse(&key, text, |text| match text {
+        "scheduled" => Ok(Mode::Scheduled),
+        "on-demand" => Ok(Mode::OnDemand),
+        _ => Err("must be \"scheduled\" or \"on-demand\"".into()),
+    });
+    if mode == Some(Mode::OnDemand) && shape.refresh_while_alive == Some(true) {
+        let rule = "is \"on-demand\" but must be \"scheduled\" where refresh-while-alive is true: \
+                    a grant that nobody reads in time would end";
+        files.fail(&key, rule.into());
+    }
+    mode.unwrap_or(Mode::Scheduled)
 }
 
 fn registration(

@@ -30,6 +30,8 @@ pub struct RefreshShape {
     pub max_in_flight: Option<i64>,
     pub max_unused_refreshes: Option<i64>,
     pub floor: Option<Length>,
+    pub refuse_after: Option<Length>,
+    pub refresh_token_warning: Option<Length>,
 }
 
 /// `[maintenance]`
@@ -73,6 +75,11 @@ pub struct ProviderShape {
     pub access_token_lifetime: Option<Length>,
     pub refresh_token_idle_lifetime: Option<Length>,
     pub keep_alive: Option<bool>,
+    pub refresh: Option<String>,
+    pub refresh_not_before: Option<Length>,
+    pub refresh_while_alive: Option<bool>,
+    pub refuse_after: Option<Length>,
+    pub refresh_token_warning: Option<Length>,
     pub dead_grant_codes: Option<Vec<String>>,
     pub connect_timeout: Option<Length>,
     pub deadline: Option<Length>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::profile::{ClientAuth, PROFILES};
-use crate::refresh::policy::Rotation;
+use crate::refresh::policy::{Mode, Rotation};
 
 const CANARY: &str = "canary-5ecret+%: ä";
 
@@ -268,6 +268,9 @@ fn each_wrong_value_is_refused_with_file_line_key_value_and_rule() {
         (provider("scopes = [\"a b\"]"), "DIR/freshd.toml:5: provider.a.scopes is \"a b\" but must be scopes of RFC 6749: one each, not empty, printable, without spaces"),
         (provider("scopes = \"a\""), "DIR/freshd.toml:5: provider.a.scopes is \"a\" but must be a list"),
         (provider("dead-grant-codes = [\"\"]"), "DIR/freshd.toml:5: provider.a.dead-grant-codes has \"\" but must be codes, none empty"),
+        (provider("refresh = \"never\""), "DIR/freshd.toml:5: provider.a.refresh is \"never\" but must be \"scheduled\" or \"on-demand\""),
+        (provider("refresh = \"on-demand\"\nrefresh-while-alive = true"), "DIR/freshd.toml:5: provider.a.refresh is \"on-demand\" but must be \"scheduled\" where refresh-while-alive is true: a grant that nobody reads in time would end"),
+        (provider("refuse-after = \"0s\""), "DIR/freshd.toml:5: provider.a.refuse-after is \"0s\" but must be more than zero"),
         (provider("keep-alive = \"yes\""), "DIR/freshd.toml:5: provider.a.keep-alive is \"yes\" but must be true or false"),
         ("[provider.A]\nclient-id = \"id\"\ntoken-endpoint = \"https://a.example\"\nclient-auth = \"none\"".into(), "DIR/freshd.toml:1: provider.A is \"A\" but must be 1 to 64 of a-z, 0-9, \".\", \"_\" and \"-\", and begin with a letter or digit"),
         (app(""), "DIR/freshd.toml:1: app.crm has none of them but must have one of unix-user, unix-uid, unix-group and socket"),
@@ -638,4 +641,36 @@ fn without_root_everything_is_in_the_xdg_directories() {
         Path::new("/run/freshd/admin/freshd.sock")
     );
     assert!(!system.daemon.make_key);
+}
+
+#[test]
+fn when_refreshes_happen_is_read_per_provider_over_the_defaults() {
+    let fixture = Fixture::new();
+    let text = "[refresh]\nrefuse-after = \"2d\"\nrefresh-token-warning = \"10d\"\n".to_owned()
+        + &provider(
+            "refresh = \"on-demand\"\nrefresh-not-before = \"570s\"\nrefuse-after = \"6h\"",
+        );
+    let policy = &fixture.load(&text).unwrap().providers["a"].policy;
+    assert_eq!(policy.mode, Mode::OnDemand);
+    assert_eq!(policy.refresh_not_before, Some(Duration::from_secs(570)));
+    assert_eq!(policy.refuse_after, Duration::from_secs(6 * 3600));
+    assert_eq!(
+        policy.refresh_token_warning,
+        Duration::from_secs(10 * 86_400)
+    );
+    let policy = &fixture
+        .load(&provider("refresh-while-alive = true"))
+        .unwrap()
+        .providers["a"]
+        .policy;
+    assert_eq!(
+        (policy.mode, policy.refresh_while_alive),
+        (Mode::Scheduled, true)
+    );
+    assert_eq!(policy.refuse_after, Duration::from_secs(86_400));
+    assert_eq!(
+        policy.refresh_token_warning,
+        Duration::from_secs(7 * 86_400)
+    );
+    assert_eq!(policy.refresh_not_before, None);
 }

@@ -23,6 +23,12 @@ pub(super) fn advice(state: &str, reason: &str) -> Option<&'static str> {
         ("needs-authorization", "no-refresh-token") => {
             Some("the user has to authorize again, with offline access; or import a refresh token")
         }
+        ("needs-authorization", "refused") => Some(
+            "the provider refuses it and does not say why: look at the app's registration there; the user has to authorize again",
+        ),
+        ("needs-authorization", "expired") => Some(
+            "the user has to authorize again; this provider refreshes a token only while the old one lives, so look for an outage before it ended",
+        ),
         ("needs-authorization", _) => Some("the user has to authorize again"),
         ("paused", "admin") => Some("an admin paused it; freshctl resume USER PROVIDER"),
         ("paused", "held") => Some("imported with --hold; freshctl release USER PROVIDER"),
@@ -225,7 +231,10 @@ fn details(look: Look, grant: &GrantView, now: Option<UnixTime>) -> String {
         ("generation", grant.generation.to_string()),
         (
             "refresh token",
-            if grant.has_refresh_token { "yes" } else { "no" }.to_owned(),
+            match &grant.refresh_token_expires_at {
+                Some(ends) => format!("ends {}", exact(ends, now)),
+                None => if grant.has_refresh_token { "yes" } else { "no" }.to_owned(),
+            },
         ),
         (
             "scope",

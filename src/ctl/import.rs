@@ -33,6 +33,13 @@ pub(super) struct Malformed {
     pub why: String,
 }
 
+/// The names under which servers tell a refresh token's lifetime.
+const REFRESH_TOKEN_LIFETIMES: [&str; 3] = [
+    "refresh_token_expires_in",
+    "x_refresh_token_expires_in",
+    "refresh_expires_in",
+];
+
 /// Reads a JSON object. serde's own messages quote values, so only the place is told.
 fn object(text: &[u8]) -> Result<Map<String, Value>, String> {
     serde_json::from_slice(text)
@@ -56,6 +63,10 @@ fn tokens(members: &mut Map<String, Value>) -> Result<ImportRequest, String> {
         expires_in: members.remove("expires_in"),
         expires_at: members.remove("expires_at"),
         obtained_at: members.remove("obtained_at"),
+        refresh_token_expires_at: members.remove("refresh_token_expires_at"),
+        refresh_token_expires_in: REFRESH_TOKEN_LIFETIMES
+            .into_iter()
+            .find_map(|name| members.remove(name)),
         scope: members.remove("scope"),
     };
     if tokens.access_token.is_none() && tokens.refresh_token.is_none() {

@@ -196,7 +196,7 @@ fn cell(text: &str) -> Cell {
     let cell = Cell::new(text);
     match text {
         "active" | "running" => cell.fg(Color::Green),
-        "needs-authorization" | "stopped" | "not-configured" => cell.fg(Color::Red),
+        "needs-authorization" | "stopped" | "not-configured" | "unreachable" => cell.fg(Color::Red),
         "paused" | "cooling-down" | "draining" => cell.fg(Color::Yellow),
         _ => cell,
     }

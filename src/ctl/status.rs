@@ -253,6 +253,10 @@ fn not_running(providers: &[ProviderView], now: Option<UnixTime>) -> String {
             "not-configured" => format!(
                 "its grants are not refreshed: put [provider.{name}] back into the configuration, or revoke them"
             ),
+            "unreachable" => format!(
+                "requests for several grants in a row failed: look at the network and at {name}'s own status page; \
+                 it goes on by itself, or to try at once: freshctl resume --provider-wide {name}"
+            ),
             _ => "nothing: it goes on by itself".to_owned(),
         };
         hint(&mut out, &text);

@@ -27,7 +27,12 @@ pub(super) struct Activity {
     written_every: Duration,
     seen: Mutex<HashMap<User, Seen>>,
     read: Mutex<HashSet<GrantId>>,
+    /// Steps of the clock: what it showed before each, and how much of nobody's time it left out.
+    steps: Mutex<Vec<(UnixTime, Duration)>>,
 }
+
+/// Steps that are remembered; the oldest go first.
+const STEPS: usize = 100;
 
 impl Activity {
     /// Makes an empty log. `inactive_after` is the shortest of all providers': what is written is never
@@ -38,6 +43,7 @@ impl Activity {
             written_every: WRITTEN_EVERY.min(inactive_after / 10),
             seen: Mutex::default(),
             read: Mutex::default(),
+            steps: Mutex::default(),
         }
     }
 
@@ -85,6 +91,33 @@ impl Activity {
             Some(at) => Ok(Some(at)),
             None => self.store.last_activity(namespace, user).await,
         }
+    }
+
+    /// Notes that the clock was set forward: nobody was away for that long. Also after a suspend, in which nobody
+    /// could have come. Forgotten at a restart: who is paused for it comes back with the next read.
+    pub(super) fn set_forward(&self, before: UnixTime, by: Duration) {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if steps.len() >= STEPS {
+            steps.remove(0);
+        }
+        steps.push((before, by));
+    }
+
+    /// Notes that the clock was set back: steps from before are no measure any more.
+    pub(super) fn set_back(&self) {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.clear();
+    }
+
+    /// Returns a last activity as if the clock had not been set forward since.
+    pub(super) fn forgiven(&self, seen_at: UnixTime) -> UnixTime {
+        let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.iter().fold(
+            seen_at,
+            |at, (before, by)| {
+                if at <= *before { at + *by } else { at }
+            },
+        )
     }
 
     /// Notes that a grant's present token set was read.

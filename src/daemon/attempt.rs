@@ -16,7 +16,7 @@ use crate::refresh::grant::{Grant, GrantId, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
-use crate::refresh::token_response::Outcome;
+use crate::refresh::token_response::{Contact, Outcome};
 use crate::store::{Attemptable, By, Cas, Failure, Readable, StoreError, TokenCommit};
 
 /// What an attempt is wanted for.
@@ -117,13 +117,23 @@ impl Attempt {
             return Ok((written(&grant), Ended::NoToken));
         }
         let now = self.shared.clock.now();
+        if let Some(restamped) = grant.restamped(now, Duration::ZERO) {
+            grant = restamped;
+        }
         let last_active_at = match self.wanted.cause {
             Cause::Due => {
                 let (namespace, user) = (&grant.key.namespace, &grant.key.user);
-                self.shared.activity.last(namespace, user).await?
+                let activity = &self.shared.activity;
+                let last = activity.last(namespace, user).await?;
+                // An import counts as activity.
+                let seen_at = last.map_or(grant.imported_at, |at| at.max(grant.imported_at));
+                Some(activity.forgiven(seen_at))
             }
             Cause::Demand => None,
         };
+        if let Some(expires_at) = grant.warning(now) {
+            grant = self.warn(grant, expires_at).await?;
+        }
         let policy = &self.live.config.policy;
         match grant.step(self.wanted.cause, last_active_at, now, policy) {
             Step::Refresh => match refresh_token {
@@ -157,6 +167,10 @@ impl Attempt {
                 self.tell_needs_authorization(&grant, reason, "-");
                 self.wrote(dead).await
             }
+            Step::Rest if self.wanted.cause == Cause::Due && grant.due_at.is_some() => {
+                let rests = self.shared.store.set_due(grant.id, grant.generation, None);
+                self.wrote(applied(rests.await?)).await
+            }
             Step::Rest => {
                 let rests = Written {
                     due: None,
@@ -165,6 +179,24 @@ impl Attempt {
                 Ok((rests, Ended::NoToken))
             }
         }
+    }
+
+    /// Tells that a refresh token ends soon, and notes that it was told.
+    async fn warn(&self, grant: Grant, expires_at: UnixTime) -> Result<Grant, StoreError> {
+        let warned = self.shared.store.note_warned(grant.id, grant.generation);
+        let Some(warned) = applied(warned.await?) else {
+            return Ok(grant); // the token set has just been replaced
+        };
+        tracing::warn!(
+            user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
+            account = %grant.key.account, %expires_at,
+            hint = "the user has to authorize again before then", "refresh-token-expiring"
+        );
+        self.shared.cache.forget(&grant.key);
+        Ok(Grant {
+            unused_refreshes: grant.unused_refreshes,
+            ..warned
+        })
     }
 
     /// Another attempt, or an import, brought what the callers wait for.
@@ -198,8 +230,19 @@ impl Attempt {
             .refresh(&refresh_token, shared.clock.now())
             .await;
         let now = shared.clock.now();
-        let (effect, provider_effect) =
-            grant.settle(&outcome, &refresh_token, now, policy, rand::random());
+        self.tell_contact(&outcome, now);
+        let served_at = shared
+            .providers
+            .state(&grant.key.provider)
+            .and_then(|state| state.served_at);
+        let (effect, provider_effect) = grant.settle(
+            &outcome,
+            &refresh_token,
+            served_at,
+            now,
+            policy,
+            rand::random(),
+        );
         self.apply_to_provider(provider_effect, &outcome).await;
         match effect {
             Effect::Commit { tokens, due_at } => {
@@ -209,6 +252,7 @@ impl Attempt {
                 due_at,
                 failures,
                 fate_unknown,
+                refused_since,
             } => {
                 let failure = Failure {
                     code: outcome.code(),
@@ -216,6 +260,7 @@ impl Attempt {
                     due_at: Some(due_at),
                     failures,
                     fate_unknown,
+                    refused_since,
                     needs_authorization: None,
                     at: now,
                 };
@@ -231,6 +276,7 @@ impl Attempt {
                     due_at: None,
                     failures: grant.failures.saturating_add(1),
                     fate_unknown: false,
+                    refused_since: grant.refused_since,
                     needs_authorization: Some(reason),
                     at: now,
                 };
@@ -344,6 +390,24 @@ impl Attempt {
     /// What the schedule is told when the store could not be asked.
     fn again_later(&self) -> Written {
         unknown(self.wanted.id, Some(self.shared.clock.now() + STORE_RETRY))
+    }
+
+    /// Tells the provider's breaker how the server fares, before this attempt's end frees its place.
+    fn tell_contact(&self, outcome: &Outcome, now: UnixTime) {
+        let contact = outcome.contact();
+        let provider = self.live.config.registration.provider.clone();
+        if contact == Contact::Served {
+            let (shared, provider) = (self.shared.clone(), provider.clone());
+            tokio::spawn(async move {
+                // It rules in memory already; the next one will be written.
+                let _ = shared.providers.served(&provider, now).await;
+            });
+        }
+        let _ = self.shared.driver.send(Event::Contact {
+            provider,
+            id: self.wanted.id,
+            contact,
+        });
     }
 
     async fn apply_to_provider(&self, effect: ProviderEffect, outcome: &Outcome) {

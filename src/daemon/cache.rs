@@ -89,6 +89,18 @@ impl Cache {
         shard.drop_entry(key);
     }
 
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let epoch = shard.epoch + 1;
+            *shard = Shard {
+                epoch,
+                ..Shard::default()
+            };
+        }
+    }
+
     fn shard(&self, key: &GrantKey) -> std::sync::MutexGuard<'_, Shard> {
         let index = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards[index]

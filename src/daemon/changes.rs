@@ -91,7 +91,7 @@ pub(super) async fn restand(
     }
     let now = shared.clock.now();
     let due_at = match to {
-        Standing::Active => grant.scheduled_at(shared.providers.margin(&key.provider)),
+        Standing::Active => shared.providers.scheduled_at(&grant),
         _ => None,
     };
     let changed = shared

@@ -11,12 +11,15 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use super::attempt;
+use super::clock::Watch;
 use super::providers::Halt;
 use super::shared::{Ended, Shared};
+use super::steps;
 use crate::refresh::attempt::Cause;
 use crate::refresh::grant::GrantId;
 use crate::refresh::horizon::{Action, Due, Schedule, Written};
 use crate::refresh::time::UnixTime;
+use crate::refresh::token_response::Contact;
 use crate::store::StoreError;
 
 /// What the driver is told.
@@ -47,6 +50,12 @@ pub(super) enum Event {
         rows: Result<Vec<Due>, StoreError>,
         until: UnixTime,
         limit: usize,
+    },
+    /// What a request told about its server's health.
+    Contact {
+        provider: String,
+        id: GrantId,
+        contact: Contact,
     },
     /// Providers, their pace, their stops or their cool-downs have changed.
     ProvidersChanged { max_in_flight: Option<usize> },
@@ -87,6 +96,7 @@ struct Driver {
     put_off: BTreeSet<(UnixTime, String, GrantId)>,
     /// Attempts that have begun and not ended, whatever became of their provider's configuration.
     running: usize,
+    watch: Watch,
     drained: Option<oneshot::Sender<()>>,
 }
 
@@ -98,6 +108,7 @@ pub(super) async fn run(
     max_in_flight: usize,
 ) {
     let mut driver = Driver {
+        watch: Watch::new(shared.clock.clone()),
         shared,
         events,
         schedule: Schedule::new(max_in_flight),
@@ -108,6 +119,7 @@ pub(super) async fn run(
     };
     driver.providers_changed(None);
     loop {
+        driver.notice_step();
         driver.act();
         let sleep = driver.sleep();
         tokio::select! {
@@ -125,6 +137,18 @@ pub(super) async fn run(
 }
 
 impl Driver {
+    /// Looks whether the clock was set, or the machine slept; what was put off is asked again then.
+    fn notice_step(&mut self) {
+        let Some(step) = self.watch.look() else {
+            return;
+        };
+        steps::stepped(&self.shared, step);
+        self.providers_changed(None);
+        for (_, provider, id) in std::mem::take(&mut self.put_off) {
+            self.demand_again(&provider, id);
+        }
+    }
+
     fn sleep(&mut self) -> Duration {
         let now = self.shared.clock.now();
         if self.shared.draining() {
@@ -253,6 +277,11 @@ impl Driver {
                     }
                 }
             }
+            Event::Contact {
+                provider,
+                id,
+                contact,
+            } => self.contact(&provider, id, contact),
             Event::ProvidersChanged { max_in_flight } => self.providers_changed(max_in_flight),
             Event::Rescheduled { provider } => {
                 if let Some(horizon) = self.schedule.provider(&provider) {
@@ -313,6 +342,62 @@ impl Driver {
         }
     }
 
+    /// Tells the breaker how a request fared, and everybody what became of the breaker.
+    fn contact(&mut self, provider: &str, id: GrantId, contact: Contact) {
+        let now = self.shared.clock.now();
+        let Some(horizon) = self.schedule.provider(provider) else {
+            return;
+        };
+        let pacer = horizon.pacer();
+        let before = pacer.unreachable();
+        pacer.handle_contact(id, contact, now, rand::random());
+        let after = pacer.unreachable();
+        if before == after {
+            return;
+        }
+        match (before, after) {
+            (None, Some(_)) => tracing::warn!(
+                provider,
+                hint = "it gets one request at a time until it answers; tokens are served while they live",
+                "provider-unreachable"
+            ),
+            (Some(open), None) => {
+                let after = format!("{:?}", Duration::from_secs(now.since(open.since).as_secs()));
+                tracing::info!(provider, after, "provider-recovered");
+            }
+            _ => {}
+        }
+        self.shared.providers.set_unreachable(provider, after);
+        let (shared, name) = (self.shared.clone(), provider.to_owned());
+        tokio::spawn(async move {
+            // It rules in memory already.
+            let _ = shared.providers.write(&name).await;
+        });
+        self.fail_impatient(provider);
+    }
+
+    /// Answers the callers who wait for an attempt that can't begin before their patience ends.
+    fn fail_impatient(&mut self, provider: &str) {
+        let Some(not_before) = self.shared.providers.not_before(provider) else {
+            return;
+        };
+        let Some(horizon) = self.schedule.provider(provider) else {
+            return;
+        };
+        for id in horizon.take_demands() {
+            let waiters = self.waiters.remove(&id).unwrap_or_default();
+            let (patient, impatient): (Vec<_>, Vec<_>) = waiters
+                .into_iter()
+                .partition(|waiter| waiter.patience >= not_before);
+            for waiter in impatient {
+                let _ = waiter.answer.send(Ended::NoToken);
+            }
+            for waiter in patient {
+                self.demand(provider, id, waiter);
+            }
+        }
+    }
+
     /// Brings the schedule in line with the configured providers and what is known of them.
     fn providers_changed(&mut self, max_in_flight: Option<usize>) {
         if let Some(max_in_flight) = max_in_flight {
@@ -336,7 +421,9 @@ impl Driver {
                 if let Some(until) = state.cool_down_until {
                     pacer.cool_down(until);
                 }
+                pacer.set_unreachable(state.unreachable);
             }
+            self.fail_impatient(name);
             if matches!(halt, Some(Halt::Stopped(..) | Halt::Paused)) {
                 self.fail_waiters(name);
             }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::shared::{Shared, lock};
+use super::steps;
 use crate::refresh::grant::{AccessFacts, Grant, GrantKey};
 use crate::store::{Cas, Readable, StoreError, TokenCommit};
 
@@ -148,7 +149,7 @@ async fn stored(shared: &Shared, commit: TokenCommit) -> Cas {
     loop {
         tokio::time::sleep(RETRY).await;
         if let Ok(committed) = shared.store.commit_tokens(commit.clone()).await {
-            return committed;
+            return steps::restamped(shared, committed).await;
         }
     }
 }

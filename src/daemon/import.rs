@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::local_api::problem;
 use crate::local_api::types::{ImportRequest, Problem};
-use crate::refresh::policy::Policy;
+use crate::refresh::policy::{Policy, warn_at};
 use crate::refresh::time::UnixTime;
-use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
+use crate::refresh::token::{AccessToken, RefreshToken, RefreshTokenEnd, TokenSet};
 use crate::refresh::token_response::{jwt_expiry, positive_seconds, scope_text};
 
 /// Turns an import into a token set.
@@ -46,6 +46,21 @@ pub(super) fn token_set(
         None if refresh_token.is_some() => Some(now),
         None => None,
     };
+    let refresh_token_ends_at = moment(
+        "refresh_token_expires_at",
+        request.refresh_token_expires_at.as_ref(),
+    )?
+    .or_else(|| {
+        let lifetime = request.refresh_token_expires_in.as_ref();
+        // As in a token response, zero and nonsense say nothing.
+        Some(issued_at + positive_seconds(lifetime?)?)
+    });
+    let refresh_token_end = refresh_token_ends_at
+        .filter(|_| refresh_token.is_some())
+        .map(|expires_at| RefreshTokenEnd {
+            expires_at,
+            warn_at: Some(warn_at(issued_at, expires_at, policy.refresh_token_warning)),
+        });
     let scope = match &request.scope {
         None | Some(serde_json::Value::Null) => None,
         Some(value @ (serde_json::Value::String(_) | serde_json::Value::Array(_))) => {
@@ -69,6 +84,7 @@ pub(super) fn token_set(
         expires_at,
         obtained_at: issued_at,
         refresh_token: refresh_token.map(RefreshToken::new),
+        refresh_token_end,
         scope,
     })
 }
@@ -121,7 +137,7 @@ fn from_seconds(secs: f64) -> Option<UnixTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::refresh::policy::Rotation;
+    use crate::refresh::policy::{Mode, Rotation};
     use serde_json::json;
 
     const NOW: UnixTime = UnixTime::from_secs(1_790_000_000);
@@ -136,6 +152,11 @@ mod tests {
             default_lifetime: Some(Duration::from_secs(1800)),
             refresh_token_idle_lifetime: None,
             keep_alive: true,
+            mode: Mode::Scheduled,
+            refresh_not_before: None,
+            refresh_while_alive: false,
+            refuse_after: Duration::from_secs(86_400),
+            refresh_token_warning: Duration::from_secs(7 * 86_400),
         }
     }
 
@@ -177,6 +198,37 @@ mod tests {
     fn an_access_token_alone_of_unknown_end_is_served_as_it_is() {
         let set = read(json!({"access_token": "a"})).unwrap();
         assert_eq!(set.expires_at, None);
+    }
+
+    #[test]
+    fn the_end_of_an_imported_refresh_token_is_found_under_each_of_its_names() {
+        let day = 86_400;
+        for (body, left) in [
+            (
+                json!({"refresh_token_expires_at": 1_790_000_000 + 9 * day, "refresh_token_expires_in": 5}),
+                9 * day,
+            ),
+            (json!({"refresh_token_expires_in": 9 * day}), 9 * day),
+            (
+                json!({"refresh_token_expires_in": "777600", "obtained_at": 1_790_000_000 - day}),
+                8 * day,
+            ),
+            (json!({"x_refresh_token_expires_in": 9 * day}), 9 * day),
+            (json!({"refresh_expires_in": 9 * day}), 9 * day),
+        ] {
+            let mut body = body;
+            body["refresh_token"] = json!("r");
+            let end = read(body.clone()).unwrap().refresh_token_end.unwrap();
+            assert_eq!(end.expires_at, NOW + Duration::from_secs(left), "{body}");
+            assert!(end.warn_at.is_some_and(|at| at < end.expires_at), "{body}");
+        }
+        for unknown in [json!(0), json!("0"), json!(null), json!("never")] {
+            let set =
+                read(json!({"refresh_token": "r", "refresh_token_expires_in": unknown})).unwrap();
+            assert_eq!(set.refresh_token_end, None, "{unknown}");
+        }
+        let alone = read(json!({"access_token": "a", "refresh_token_expires_in": 5})).unwrap();
+        assert_eq!(alone.refresh_token_end, None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::local_api::types::{
     ImportRequest, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::{Grant, GrantId, GrantKey, NeedsReason, PauseReason, Standing};
-use crate::refresh::policy;
+use crate::refresh::policy::Mode;
 use crate::refresh::reading::Read;
 use crate::refresh::time::UnixTime;
 use crate::store::{By, Filter, Import, Readable, StoreError};
@@ -40,7 +40,12 @@ impl Keeper for Daemon {
         let provider = &request.key.provider;
         let may_attempt = !self.0.draining() && self.0.halt(provider).is_none();
         match readable.grant.read(request.min_ttl, may_attempt, now) {
-            Read::Serve => token_of(&readable, now).ok_or_else(|| self.refusal(&readable.grant)),
+            Read::Serve => {
+                if may_attempt {
+                    self.refresh_behind(&request, &readable.grant, now);
+                }
+                token_of(&readable, now).ok_or_else(|| self.refusal(&readable.grant))
+            }
             Read::Refresh => self.refreshed(&request, &readable.grant).await,
             Read::Paused(_) | Read::NeedsAuthorization(_) => Err(self.refusal(&readable.grant)),
         }
@@ -96,15 +101,10 @@ impl Keeper for Daemon {
         } else {
             Standing::Active
         };
-        let due_at = match tokens.expires_at {
-            _ if hold => None,
-            Some(at) if tokens.refresh_token.is_none() => Some(at),
-            Some(at) if tokens.access_token.is_some() => {
-                let margin = live.config.policy.margin;
-                Some(policy::due_at(&key, tokens.obtained_at, at, margin))
-            }
-            Some(_) => Some(now),
-            None => None,
+        let due_at = if hold {
+            None
+        } else {
+            Grant::imported(key.clone(), &tokens, now).scheduled_at(&live.config.policy)
         };
         let import = Import {
             key,
@@ -330,16 +330,29 @@ impl Daemon {
         found.ok_or_else(|| problem::no_such_grant(key))
     }
 
+    /// Begins the refresh of an on-demand grant whose reader has found it inside its margin. The reader does not
+    /// wait: the token it gets is good for long enough.
+    fn refresh_behind(&self, request: &TokenRequest, grant: &Grant, now: UnixTime) {
+        let live = self.0.providers.find(&request.key.provider);
+        let Some(live) = live.filter(|live| live.config.policy.mode == Mode::OnDemand) else {
+            return;
+        };
+        if grant.wanted_by_reader(now, &live.config.policy) {
+            let (shared, grant, wait) = (self.0.clone(), grant.clone(), request.wait);
+            tokio::spawn(async move {
+                let demand = shared.demand(&grant, now + wait);
+                // How it ends is the next reader's business.
+                let _ = tokio::time::timeout(wait, demand).await;
+            });
+        }
+    }
+
     /// Joins or starts an attempt and waits for it as long as the caller does.
     async fn refreshed(&self, request: &TokenRequest, grant: &Grant) -> Result<Token, Problem> {
-        let cool_down = self
-            .0
-            .providers
-            .state(&request.key.provider)
-            .and_then(|state| state.cool_down_until);
+        let not_before = self.0.providers.not_before(&request.key.provider);
         let now = self.0.clock.now();
-        // A cool-down that outlasts the caller's patience is known to end in nothing.
-        let hopeless = cool_down.is_some_and(|until| until.since(now) > request.wait);
+        // What can't begin within the caller's patience is known to end in nothing.
+        let hopeless = not_before.is_some_and(|until| until.since(now) > request.wait);
         if !hopeless {
             // What can't begin while the token lives is not worth waiting for: the old one is the answer (I4).
             let patience = match grant.expires_at() {
@@ -410,14 +423,9 @@ impl Daemon {
             return problem::store_unavailable(&failure);
         }
         let now = self.0.clock.now();
-        let cool_down = self
-            .0
-            .providers
-            .state(provider)
-            .and_then(|state| state.cool_down_until);
         let again = grant
             .due_at
-            .max(cool_down)
+            .max(self.0.providers.not_before(provider))
             .map_or(RETRY_SOON, |at| at.since(now));
         let failure = grant.last_failure.as_deref().unwrap_or("still running");
         problem::refresh_failed(failure, again.max(RETRY_SOON))

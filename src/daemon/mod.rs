@@ -22,6 +22,7 @@ pub mod service;
 mod shared;
 mod slots;
 mod sockets;
+mod steps;
 mod view;
 
 use std::path::PathBuf;
@@ -117,9 +118,12 @@ pub type Passed = Vec<(PathBuf, std::os::unix::net::UnixListener)>;
 ///
 /// See [`StartError`]. With a wrong or missing key nothing has been changed (I9).
 pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError> {
+    start_with(config, passed, Clock::system()).await
+}
+
+async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Handle, StartError> {
     let live = reload::clients(&config)?;
     let store = open_store(&config).await?;
-    let clock = Clock::system();
     let providers = Providers::new(store.clone(), store.provider_states().await?);
     let shortest = config
         .providers
@@ -146,6 +150,7 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
         store,
     });
     held::take_up(&shared).await?;
+    steps::look_at_start(&shared);
     resume_replays(&shared, &config).await;
     reload::apply(&shared, &config, live).await;
     let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));

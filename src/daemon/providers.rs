@@ -8,6 +8,9 @@ use arc_swap::ArcSwap;
 
 use crate::profile::{Provider, Registration};
 use crate::refresh::attempt::ProviderEffect;
+use crate::refresh::grant::Grant;
+use crate::refresh::pacing::Unreachable;
+use crate::refresh::policy::RETRY_AFTER_CAP;
 use crate::refresh::time::UnixTime;
 use crate::store::{ProviderState, Store, StoreError};
 use crate::token_endpoint::Client;
@@ -23,7 +26,14 @@ pub(super) struct Providers {
     store: Store,
     live: ArcSwap<BTreeMap<String, Arc<Live>>>,
     states: Mutex<BTreeMap<String, ProviderState>>,
+    /// Up to when the store knows that a provider serves.
+    served_written: Mutex<BTreeMap<String, UnixTime>>,
+    /// One write at a time, of what is newest: the last one on disk is the last one made.
+    writing: tokio::sync::Mutex<()>,
 }
+
+/// That a provider serves is written when the last such word is this old.
+const SERVED_WRITTEN_EVERY: Duration = Duration::from_secs(60);
 
 /// Why no attempt may be made at a provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +52,8 @@ impl Providers {
             store,
             live: ArcSwap::default(),
             states: Mutex::new(states),
+            served_written: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -50,14 +62,16 @@ impl Providers {
         self.live.load().get(name).cloned()
     }
 
-    /// Returns how long before expiry a provider's grants are due. One that is not configured may come back, and
-    /// its grants have to be on the schedule then: the margin they were last scheduled with.
-    pub(super) fn margin(&self, name: &str) -> Duration {
-        if let Some(live) = self.find(name) {
-            return live.config.policy.margin;
+    /// Returns when a grant is due next. One whose provider is not configured is due when its token ends: the
+    /// provider may come back, and then the grant has to be on the schedule.
+    pub(super) fn scheduled_at(&self, grant: &Grant) -> Option<UnixTime> {
+        match self.find(&grant.key.provider) {
+            Some(live) => grant.scheduled_at(&live.config.policy),
+            None => {
+                let now = grant.has_refresh_token.then_some(grant.imported_at);
+                grant.expires_at().or(now)
+            }
         }
-        let known = self.state(name).and_then(|state| state.margin_ms);
-        Duration::from_millis(known.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0))
     }
 
     /// Returns all of them.
@@ -137,24 +151,89 @@ impl Providers {
         }
     }
 
+    /// Notes that a provider has served a token set.
+    pub(super) async fn served(&self, name: &str, now: UnixTime) -> Result<(), StoreError> {
+        self.lock().entry(name.to_owned()).or_default().served_at = Some(now);
+        let stale = {
+            let written = self.served_written.lock();
+            let mut written = written.unwrap_or_else(PoisonError::into_inner);
+            let before = written.get(name).copied();
+            let stale = before.is_none_or(|at| at > now || now.since(at) >= SERVED_WRITTEN_EVERY);
+            if stale {
+                written.insert(name.to_owned(), now);
+            }
+            stale
+        };
+        if stale {
+            self.update(name, |_| {}).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes in memory whether a provider is unreachable; [`Providers::write`] writes it.
+    pub(super) fn set_unreachable(&self, name: &str, unreachable: Option<Unreachable>) {
+        self.lock().entry(name.to_owned()).or_default().unreachable = unreachable;
+    }
+
+    /// Returns before when it is known that no attempt can begin: a cool-down, or the pause before a probe.
+    pub(super) fn not_before(&self, name: &str) -> Option<UnixTime> {
+        let state = self.state(name)?;
+        let probe_at = state.unreachable.map(|unreachable| unreachable.probe_at);
+        state.cool_down_until.max(probe_at)
+    }
+
+    /// Takes the moments of a clock that was set back by `by` to `now` as moments of the new one.
+    pub(super) fn set_back(&self, now: UnixTime, by: Duration) {
+        let back = |at: UnixTime| if at > now { (at - by).min(now) } else { at };
+        let ahead = |at: UnixTime| {
+            if at > now {
+                (at - by).min(now + RETRY_AFTER_CAP)
+            } else {
+                at
+            }
+        };
+        for state in self.lock().values_mut() {
+            state.cool_down_until = state.cool_down_until.map(ahead);
+            state.served_at = state.served_at.map(back);
+            state.stopped_at = state.stopped_at.map(back);
+            state.unreachable = state.unreachable.map(|it| Unreachable {
+                since: back(it.since),
+                probe_at: ahead(it.probe_at),
+            });
+        }
+    }
+
+    /// Returns the newest moment at which a provider is known to have served.
+    pub(super) fn newest_served_at(&self) -> Option<UnixTime> {
+        self.lock()
+            .values()
+            .filter_map(|state| state.served_at)
+            .max()
+    }
+
     /// Pauses a provider by an admin's will.
     pub(super) async fn pause(&self, name: &str) -> Result<(), StoreError> {
         self.update(name, |state| state.paused = true).await
     }
 
-    /// Lifts an admin's pause, a stop and a cool-down.
+    /// Lifts an admin's pause, a stop, a cool-down and an open breaker.
     pub(super) async fn resume(&self, name: &str) -> Result<(), StoreError> {
         self.update(name, |state| {
             clear_stop(state);
             state.paused = false;
             state.cool_down_until = None;
+            state.unreachable = None;
         })
         .await
     }
 
-    /// Records with which margin the due times in the table were computed.
-    pub(super) async fn set_margin(&self, name: &str, margin_ms: i64) -> Result<(), StoreError> {
-        self.update(name, |state| state.margin_ms = Some(margin_ms))
+    /// Records with what the due times in the table were computed.
+    pub(super) async fn set_schedule(
+        &self,
+        name: &str,
+        schedule: String,
+    ) -> Result<(), StoreError> {
+        self.update(name, |state| state.schedule = Some(schedule))
             .await
     }
 
@@ -164,12 +243,14 @@ impl Providers {
         name: &str,
         change: impl FnOnce(&mut ProviderState),
     ) -> Result<(), StoreError> {
-        let state = {
-            let mut states = self.lock();
-            let state = states.entry(name.to_owned()).or_default();
-            change(state);
-            state.clone()
-        };
+        change(self.lock().entry(name.to_owned()).or_default());
+        self.write(name).await
+    }
+
+    /// Writes what is known of a provider now.
+    pub(super) async fn write(&self, name: &str) -> Result<(), StoreError> {
+        let _one_at_a_time = self.writing.lock().await;
+        let state = self.state(name).unwrap_or_default();
         self.store.set_provider_state(name, state).await
     }
 

@@ -110,13 +110,12 @@ pub(super) async fn apply(
         max_in_flight: Some(config.max_in_flight),
     });
     for (name, provider) in &config.providers {
-        let margin_ms = i64::try_from(provider.policy.margin.as_millis()).unwrap_or(i64::MAX);
         let computed_with = shared
             .providers
             .state(name)
-            .and_then(|state| state.margin_ms);
-        if computed_with != Some(margin_ms) {
-            tokio::spawn(reschedule(shared.clone(), name.clone(), margin_ms));
+            .and_then(|state| state.schedule);
+        if computed_with != Some(provider.policy.schedule()) {
+            tokio::spawn(reschedule(shared.clone(), name.clone()));
         }
     }
 }
@@ -124,23 +123,24 @@ pub(super) async fn apply(
 /// Rows that are rescheduled in one transaction.
 const BATCH: usize = 1000;
 
-/// Recomputes the due times of a provider's rows. The margin is noted only when all is done: a crash, or a
+/// Recomputes the due times of a provider's rows. What they were computed with is noted only when all is done: a crash, or a
 /// reload meanwhile, begins it anew.
-async fn reschedule(shared: Arc<Shared>, provider: String, margin_ms: i64) {
+async fn reschedule(shared: Arc<Shared>, provider: String) {
     let Some(live) = shared.providers.find(&provider) else {
         return;
     };
-    let margin = live.config.policy.margin;
+    let schedule = live.config.policy.schedule();
     let mut after: Option<GrantId> = None;
     let mut changed = 0;
     loop {
+        let policy = live.config.policy.clone();
         let page = shared
             .store
             .reschedule(
                 &provider,
                 after,
                 BATCH,
-                Box::new(move |grant| grant.scheduled_at(margin)),
+                Box::new(move |grant| grant.scheduled_at(&policy)),
             )
             .await;
         match page {
@@ -158,14 +158,14 @@ async fn reschedule(shared: Arc<Shared>, provider: String, margin_ms: i64) {
         }
     }
     let current = shared.providers.find(&provider);
-    if current.is_none_or(|current| current.config.policy.margin != margin) {
+    if current.is_none_or(|current| current.config.policy.schedule() != schedule) {
         return; // a newer reload does it again
     }
-    if let Err(error) = shared.providers.set_margin(&provider, margin_ms).await {
+    if let Err(error) = shared.providers.set_schedule(&provider, schedule).await {
         tracing::warn!(%provider, %error, "reschedule-failed");
     }
     if changed > 0 {
-        tracing::info!(%provider, grants = changed, margin = ?margin, "rescheduled");
+        tracing::info!(%provider, grants = changed, margin = ?live.config.policy.margin, "rescheduled");
         let _ = shared.driver.send(Event::Rescheduled { provider });
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot};
@@ -63,19 +64,20 @@ impl Shared {
         if lock(&self.deleting).contains(key) {
             return Ok(None);
         }
+        let now = self.clock.now();
         if let Some(held) = self.held.find(key) {
-            return Ok(Some(held));
+            return Ok(Some(as_of(now, held)));
         }
         let epoch = match self.cache.find(key) {
-            Ok(readable) => return Ok(Some(readable)),
+            Ok(readable) => return Ok(Some(as_of(now, readable))),
             Err(epoch) => epoch,
         };
-        let Some(readable) = self.store.readable(key, self.clock.now()).await? else {
+        let Some(readable) = self.store.readable(key, now).await? else {
             return Ok(None);
         };
         let readable = Arc::new(readable);
         self.cache.insert(readable.clone(), epoch);
-        Ok(Some(readable))
+        Ok(Some(as_of(now, readable)))
     }
 
     /// Tells cache and schedule what a write made of a grant.
@@ -132,6 +134,17 @@ impl Shared {
     /// Whether the daemon takes no new attempts.
     pub(super) fn draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Takes stamps from the future as of now: the clock was set back, and the row is not restamped yet.
+fn as_of(now: UnixTime, readable: Arc<Readable>) -> Arc<Readable> {
+    match readable.grant.restamped(now, Duration::ZERO) {
+        None => readable,
+        Some(grant) => Arc::new(Readable {
+            grant,
+            access_token: readable.access_token.clone(),
+        }),
     }
 }
 

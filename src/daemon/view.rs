@@ -26,6 +26,7 @@ pub(super) fn grant(grant: &Grant) -> GrantView {
         expires_at: grant.expires_at().map(UnixTime::rfc3339),
         due_at: grant.due_at.map(UnixTime::rfc3339),
         has_refresh_token: grant.has_refresh_token,
+        refresh_token_expires_at: grant.refresh_token_end.map(|end| end.expires_at.rfc3339()),
         scope: grant.scope.clone(),
         imported_at: grant.imported_at.rfc3339(),
         refreshed_at: grant.refreshed_at.map(UnixTime::rfc3339),
@@ -140,12 +141,11 @@ fn standing(
         Some(Halt::Stopped(code, since)) => ("stopped", code, since),
         Some(Halt::Paused) => ("paused", "admin".to_owned(), None),
         None => {
-            let until = shared
-                .providers
-                .state(name)
-                .and_then(|state| state.cool_down_until)
-                .filter(|until| *until > now);
-            match until {
+            let state = shared.providers.state(name).unwrap_or_default();
+            if let Some(unreachable) = state.unreachable {
+                return ("unreachable", String::new(), Some(unreachable.since));
+            }
+            match state.cool_down_until.filter(|until| *until > now) {
                 Some(until) => ("cooling-down", String::new(), Some(until)),
                 None => ("running", String::new(), None),
             }

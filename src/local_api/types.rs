@@ -58,6 +58,9 @@ pub struct GrantView {
     pub due_at: Option<String>,
     /// Whether there is a refresh token.
     pub has_refresh_token: bool,
+    /// When the refresh token ends, where the provider tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token_expires_at: Option<String>,
     /// The granted scope.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
@@ -190,6 +193,17 @@ pub struct ImportRequest {
     /// RFC 3339, or seconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub obtained_at: Option<serde_json::Value>,
+    /// RFC 3339, or seconds since the epoch. Wins over `refresh_token_expires_in`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token_expires_at: Option<serde_json::Value>,
+    /// Seconds, a number or a string, counted as `expires_in` is; 0 is unknown.
+    #[serde(
+        default,
+        alias = "x_refresh_token_expires_in",
+        alias = "refresh_expires_in",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub refresh_token_expires_in: Option<serde_json::Value>,
     /// A string, or an array of strings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<serde_json::Value>,
@@ -254,7 +268,7 @@ pub struct ProviderView {
     pub rotation: String,
     /// The margin in seconds.
     pub margin: f64,
-    /// `running`, `cooling-down`, `paused`, `stopped`, or `not-configured` for grants whose provider has left the configuration.
+    /// `running`, `cooling-down`, `unreachable`, `paused`, `stopped`, or `not-configured` for grants whose provider has left the configuration.
     pub state: String,
     /// Why, where it is not running.
     #[serde(default, skip_serializing_if = "String::is_empty")]

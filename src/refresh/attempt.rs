@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::grant::{Grant, NeedsReason, PauseReason, Standing};
-use super::policy::{self, Policy};
+use super::grant::{AccessFacts, Grant, NeedsReason, PauseReason, Standing};
+use super::policy::{self, Mode, Policy};
 use super::replay::{self, Replay};
 use super::time::UnixTime;
-use super::token::{RefreshToken, TokenSet};
-use super::token_response::{Outcome, TokenResponse};
+use super::token::{RefreshToken, RefreshTokenEnd, TokenSet};
+use super::token_response::{Outcome, Refusal, TokenResponse};
 
 /// What a due, or demanded, grant needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Step {
     Refresh,
     /// Nothing before this moment.
     Wait(UnixTime),
-    /// Its user is away: pause it, with the moment of its keep-alive, if it has one.
+    /// Its user is away: pause it, with the moment of its keep-alive or warning, if it has one.
     Pause(PauseReason, Option<UnixTime>),
     /// It has ended and can't be refreshed.
     NeedsAuthorization(NeedsReason),
@@ -45,8 +45,8 @@ impl Grant {
         now: UnixTime,
         policy: &Policy,
     ) -> Step {
-        let kept_alive = match self.standing {
-            Standing::Active => false,
+        let rests = match self.standing {
+            Standing::Active => policy.mode == Mode::OnDemand && self.access.is_some(),
             Standing::Paused(PauseReason::Inactive | PauseReason::Unused) => true,
             _ => return Step::Rest,
         };
@@ -61,18 +61,16 @@ impl Grant {
             };
         }
         if cause == Cause::Due && !self.replay_is_urgent(now, policy) {
-            let waits = if kept_alive {
+            let waits = if rests {
                 self.keep_alive_at(policy)
             } else {
                 self.due_at
             };
-            match waits {
-                None => return Step::Rest,
-                Some(at) if at > now => return Step::Wait(at),
-                Some(_) => {}
+            if waits.is_none_or(|at| at > now) {
+                return self.next_of(waits, rests, now);
             }
-            if !kept_alive && let Some(reason) = self.absence(last_active_at, now, policy) {
-                return Step::Pause(reason, self.keep_alive_at(policy));
+            if !rests && let Some(reason) = self.absence(last_active_at, now, policy) {
+                return Step::Pause(reason, self.resting_at(policy));
             }
         }
         match self.not_before(cause, now, policy) {
@@ -88,6 +86,16 @@ impl Grant {
             .is_some_and(|mark| replay::within_grace(policy.rotation, mark, now))
     }
 
+    /// What is next for a grant that is not to be refreshed now. One that rests may have a warning to give first.
+    fn next_of(&self, waits: Option<UnixTime>, rests: bool, now: UnixTime) -> Step {
+        let warn_at = self.refresh_token_end.and_then(|end| end.warn_at);
+        let warn_at = warn_at.filter(|at| rests && *at > now);
+        match [waits, warn_at].into_iter().flatten().min() {
+            Some(at) => Step::Wait(at),
+            None => Step::Rest,
+        }
+    }
+
     /// Returns why nobody seems to need this grant, if so. An import counts as activity.
     fn absence(
         &self,
@@ -95,6 +103,9 @@ impl Grant {
         now: UnixTime,
         policy: &Policy,
     ) -> Option<PauseReason> {
+        if policy.refresh_while_alive && policy.keep_alive {
+            return None; // a pause would be the end of it
+        }
         let seen_at = last_active_at.map_or(self.imported_at, |at| at.max(self.imported_at));
         if now.since(seen_at) >= policy.inactive_after {
             Some(PauseReason::Inactive)
@@ -131,7 +142,21 @@ impl Grant {
         {
             earliest = earliest.max(Some(at));
         }
-        earliest
+        earliest.max(self.refreshable_at(policy))
+    }
+
+    /// Returns whether a reader of an on-demand grant should begin a refresh behind its back: the
+    /// token is inside its margin, and an attempt may begin.
+    pub fn wanted_by_reader(&self, now: UnixTime, policy: &Policy) -> bool {
+        let inside_margin = self.access.as_ref().is_some_and(|access| {
+            access.lifetime().is_some_and(|lifetime| {
+                let left = access.expires_at.map_or(Duration::MAX, |at| at.since(now));
+                left < policy::cut(policy.margin, lifetime)
+            })
+        });
+        policy.mode == Mode::OnDemand
+            && inside_margin
+            && self.step(Cause::Demand, None, now, policy) == Step::Refresh
     }
 }
 
@@ -153,6 +178,8 @@ pub enum Effect {
         failures: u32,
         /// Whether the refresh token may have been spent: the mark stays.
         fate_unknown: bool,
+        /// Since when the server refuses it without saying why.
+        refused_since: Option<UnixTime>,
     },
     /// Record the verdict that only the user can mend this.
     NeedsAuthorization(NeedsReason),
@@ -171,16 +198,20 @@ pub enum ProviderEffect {
 
 /// A provider that says "too many requests" without saying for how long is left alone this long.
 const DEFAULT_COOL_DOWN: Duration = Duration::from_secs(30);
+/// Two ends of a refresh token that lie no further apart are the same one, told in whole seconds left.
+const SAME_END: Duration = Duration::from_secs(60);
 
 impl Grant {
     /// Decides what `outcome` does to this grant and its provider.
     ///
     /// `self` is the grant as it was when the attempt began; its mark, if its provider rotates, counts this
-    /// attempt too. `presented` is the refresh token that was sent.
+    /// attempt too. `presented` is the refresh token that was sent, and `served_at` is when the provider
+    /// last served a token set to any grant.
     pub fn settle(
         &self,
         outcome: &Outcome,
         presented: &RefreshToken,
+        served_at: Option<UnixTime>,
         now: UnixTime,
         policy: &Policy,
         random: u64,
@@ -193,6 +224,7 @@ impl Grant {
             Outcome::RefusedForGood(_) => {
                 let reason = match self.mark {
                     Some(mark) if mark.presented > 1 => NeedsReason::LostRotation,
+                    _ if self.came_too_late(now, policy) => NeedsReason::Expired,
                     _ => NeedsReason::RevokedOrUsedElsewhere,
                 };
                 (Effect::NeedsAuthorization(reason), ProviderEffect::None)
@@ -203,19 +235,57 @@ impl Grant {
                     due_at: now,
                     failures: self.failures,
                     fate_unknown: false,
+                    refused_since: self.refused_since,
                 },
                 ProviderEffect::Stop,
             ),
+            Outcome::RefusedForNow { refusal, .. }
+                if refusal.unexplained() && self.came_too_late(now, policy) =>
+            {
+                (
+                    Effect::NeedsAuthorization(NeedsReason::Expired),
+                    ProviderEffect::None,
+                )
+            }
+            Outcome::RefusedForNow { refusal, .. }
+                if refusal.unexplained() && self.refusal_is_believed(served_at, now, policy) =>
+            {
+                (
+                    Effect::NeedsAuthorization(NeedsReason::Refused),
+                    ProviderEffect::None,
+                )
+            }
             Outcome::RefusedForNow {
                 refusal,
                 retry_after,
-            } => self.refused_for_now(refusal.status, *retry_after, now, random),
+            } => self.refused_for_now(refusal, *retry_after, now, random),
             Outcome::Unknown(_) => (self.unknown_fate(now, policy, random), ProviderEffect::None),
-            Outcome::NotSent(_) => (
-                self.retry(now, policy::BACKOFF_CAP, random),
-                ProviderEffect::None,
-            ),
+            Outcome::NotSent(_) => (self.retry(now, random), ProviderEffect::None),
         }
+    }
+
+    /// Returns whether the access token had ended at a server that takes a refresh only while it lives.
+    fn came_too_late(&self, now: UnixTime, policy: &Policy) -> bool {
+        policy.refresh_while_alive && !self.lives(now)
+    }
+
+    /// Returns whether one more unexplained refusal ends the grant (I5): it has been going on for
+    /// `refuse_after` past the access token's end, again and again, and the provider serves others meanwhile.
+    fn refusal_is_believed(
+        &self,
+        served_at: Option<UnixTime>,
+        now: UnixTime,
+        policy: &Policy,
+    ) -> bool {
+        let Some(refused_since) = self.refused_since else {
+            return false;
+        };
+        let nothing_left_since = self
+            .expires_at()
+            .map_or(refused_since, |at| at.max(refused_since));
+        now.since(nothing_left_since) > policy.refuse_after
+            && self.failures >= policy::REFUSALS_BELIEVED
+            && served_at.is_some_and(|at| at > refused_since)
     }
 
     fn commit(
@@ -237,53 +307,104 @@ impl Grant {
             expires_at,
             obtained_at: now,
             refresh_token: Some(response.refresh_token.clone().unwrap_or(presented.clone())),
+            refresh_token_end: self.refresh_token_end(response, now, policy),
             scope: response.scope.clone().or_else(|| self.scope.clone()),
         };
+        let refreshed = Grant {
+            access: Some(AccessFacts {
+                token_type: tokens.token_type.clone(),
+                obtained_at: now,
+                expires_at,
+            }),
+            refresh_token_end: tokens.refresh_token_end,
+            refreshed_at: Some(now),
+            ..self.clone()
+        };
         let due_at = if self.standing == Standing::Active {
-            expires_at
-                .map(|at| policy::due_at(&self.key, now, at, policy.margin).max(now + policy.floor))
+            refreshed
+                .scheduled_at(policy)
+                .map(|at| at.max(now + policy.floor))
         } else {
-            let refreshed = Grant {
-                refreshed_at: Some(now),
-                ..self.clone()
-            };
-            refreshed.keep_alive_at(policy)
+            refreshed.resting_at(policy)
         };
         Effect::Commit { tokens, due_at }
     }
 
-    fn retry(&self, now: UnixTime, cap: Duration, random: u64) -> Effect {
+    /// The old refresh token keeps its end, and a warning that was given; of a new one only the server knows it.
+    fn refresh_token_end(
+        &self,
+        response: &TokenResponse,
+        now: UnixTime,
+        policy: &Policy,
+    ) -> Option<RefreshTokenEnd> {
+        let kept = match &response.refresh_token {
+            None => self.refresh_token_end,
+            Some(_) => None,
+        };
+        let Some(lifetime) = response.refresh_token_expires_in else {
+            return kept;
+        };
+        let expires_at = now + lifetime;
+        // Where the answer only tells the same end again, in seconds left, the warning stays as it is.
+        let same = |end: &RefreshTokenEnd| {
+            end.expires_at
+                .since(expires_at)
+                .max(expires_at.since(end.expires_at))
+                < SAME_END
+        };
+        if let Some(end) = self.refresh_token_end.filter(same) {
+            return Some(end);
+        }
+        Some(RefreshTokenEnd {
+            expires_at,
+            warn_at: Some(policy::warn_at(
+                now,
+                expires_at,
+                policy.refresh_token_warning,
+            )),
+        })
+    }
+
+    fn retry(&self, now: UnixTime, random: u64) -> Effect {
         let failures = self.failures.saturating_add(1);
         Effect::Retry {
-            due_at: now + policy::backoff(failures, cap, random),
+            due_at: now + policy::backoff(failures, policy::BACKOFF_CAP, random),
             failures,
             fate_unknown: false,
+            refused_since: self.refused_since,
         }
     }
 
     fn refused_for_now(
         &self,
-        status: u16,
+        refusal: &Refusal,
         retry_after: Option<Duration>,
         now: UnixTime,
         random: u64,
     ) -> (Effect, ProviderEffect) {
-        let unexplained = (400..500).contains(&status) && status != 408 && status != 429;
+        let unexplained = refusal.unexplained();
         let cap = if unexplained {
             policy::REFUSED_BACKOFF_CAP
         } else {
             policy::BACKOFF_CAP
         };
         // `Retry-After` on a 429 or 503 speaks of the server; on anything else, of this request.
-        let provider = match (status, retry_after) {
+        let provider = match (refusal.status, retry_after) {
             (429, wait) => ProviderEffect::CoolDown(now + wait.unwrap_or(DEFAULT_COOL_DOWN)),
             (503, Some(wait)) => ProviderEffect::CoolDown(now + wait),
             _ => ProviderEffect::None,
         };
-        let mut effect = self.retry(now, cap, random);
-        if let (Effect::Retry { due_at, .. }, Some(wait)) = (&mut effect, retry_after) {
-            *due_at = (*due_at).max(now + wait);
-        }
+        let failures = self.failures.saturating_add(1);
+        let backed_off = now + policy::backoff(failures, cap, random);
+        let effect = Effect::Retry {
+            due_at: retry_after.map_or(backed_off, |wait| backed_off.max(now + wait)),
+            failures,
+            fate_unknown: false,
+            refused_since: match self.refused_since {
+                Some(since) => Some(since),
+                None => unexplained.then_some(now),
+            },
+        };
         (effect, provider)
     }
 
@@ -305,6 +426,7 @@ impl Grant {
             due_at,
             failures,
             fate_unknown: self.mark.is_some(),
+            refused_since: self.refused_since,
         }
     }
 }

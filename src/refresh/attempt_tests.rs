@@ -21,6 +21,11 @@ fn policy() -> Policy {
         default_lifetime: None,
         refresh_token_idle_lifetime: Some(60 * DAY),
         keep_alive: true,
+        mode: Mode::Scheduled,
+        refresh_not_before: None,
+        refresh_while_alive: false,
+        refuse_after: DAY,
+        refresh_token_warning: 7 * DAY,
     }
 }
 
@@ -44,6 +49,7 @@ fn due_grant() -> Grant {
             expires_at: Some(NOW + secs(30)),
         }),
         has_refresh_token: true,
+        refresh_token_end: None,
         scope: Some("files".into()),
         due_at: Some(NOW - secs(30)),
         imported_at: NOW - DAY,
@@ -51,6 +57,7 @@ fn due_grant() -> Grant {
         attempted_at: Some(NOW - secs(3570)),
         failures: 0,
         last_failure: None,
+        refused_since: None,
         unused_refreshes: 0,
         mark: None,
     }
@@ -242,7 +249,14 @@ fn a_replay_within_the_grace_waits_neither_for_its_due_time_nor_for_its_user() {
 }
 
 fn settle(grant: &Grant, outcome: &Outcome) -> (Effect, ProviderEffect) {
-    grant.settle(outcome, &RefreshToken::new("presented"), NOW, &policy(), 0)
+    grant.settle(
+        outcome,
+        &RefreshToken::new("presented"),
+        None,
+        NOW,
+        &policy(),
+        0,
+    )
 }
 
 fn response() -> TokenResponse {
@@ -252,6 +266,7 @@ fn response() -> TokenResponse {
         expires_in: Some(secs(3600)),
         jwt_expires_at: None,
         refresh_token: None,
+        refresh_token_expires_in: None,
         scope: None,
     }
 }
@@ -305,7 +320,7 @@ fn an_unsaid_lifetime_falls_back_to_the_jwt_then_the_profile_then_the_last_one()
         ..policy()
     };
     let outcome = Outcome::Tokens(silent());
-    let (effect, _) = due_grant().settle(&outcome, &RefreshToken::new("r"), NOW, &profile, 0);
+    let (effect, _) = due_grant().settle(&outcome, &RefreshToken::new("r"), None, NOW, &profile, 0);
     assert!(matches!(
         effect,
         Effect::Commit { tokens, .. } if tokens.expires_at == Some(NOW + secs(1800))
@@ -379,6 +394,7 @@ fn a_refused_client_stops_the_provider_and_leaves_the_grant_as_it_is() {
         due_at: NOW,
         failures: 4,
         fate_unknown: false,
+        refused_since: None,
     };
     assert_eq!(settle(&grant, &refused), (expected, ProviderEffect::Stop));
 }
@@ -417,13 +433,21 @@ fn transient_failures_back_off_and_an_unexplained_4xx_up_to_an_hour() {
             ..due_grant()
         };
         match grant
-            .settle(&outcome, &RefreshToken::new("r"), NOW, &policy(), u64::MAX)
+            .settle(
+                &outcome,
+                &RefreshToken::new("r"),
+                None,
+                NOW,
+                &policy(),
+                u64::MAX,
+            )
             .0
         {
             Effect::Retry {
                 due_at,
                 failures: counted,
                 fate_unknown,
+                ..
             } => {
                 assert_eq!(counted, failures + 1);
                 assert!(!fate_unknown);
@@ -458,7 +482,7 @@ fn an_unknown_fate_is_retried_by_rotation_class() {
         };
         let outcome = Outcome::Unknown("deadline");
         match grant
-            .settle(&outcome, &RefreshToken::new("r"), NOW, &policy, 0)
+            .settle(&outcome, &RefreshToken::new("r"), None, NOW, &policy, 0)
             .0
         {
             Effect::Retry {
@@ -490,7 +514,8 @@ fn an_unknown_fate_is_retried_by_rotation_class() {
     );
     assert_eq!(due_after(Rotation::Unknown), secs(30));
     let outcome = Outcome::Unknown("deadline");
-    let (effect, _) = due_grant().settle(&outcome, &RefreshToken::new("r"), NOW, &policy(), 0);
+    let (effect, _) =
+        due_grant().settle(&outcome, &RefreshToken::new("r"), None, NOW, &policy(), 0);
     assert!(
         matches!(
             effect,
@@ -501,4 +526,418 @@ fn an_unknown_fate_is_retried_by_rotation_class() {
         ),
         "without a mark nothing rotates"
     );
+}
+
+/// A grant whose token ended `ended` ago and which the server has refused for `refused`, `failures` times.
+fn refused_grant(ended: Duration, refused: Duration, failures: u32) -> Grant {
+    let mut grant = due_grant();
+    grant.access.as_mut().unwrap().expires_at = Some(NOW - ended);
+    grant.refused_since = Some(NOW - refused);
+    grant.failures = failures;
+    grant
+}
+
+#[test]
+fn an_unexplained_refusal_is_believed_only_a_day_past_expiry_while_others_are_served() {
+    let table = [
+        // ended, refused for, failures, others served: believed
+        (
+            DAY + secs(1),
+            DAY + secs(300),
+            20,
+            Some(NOW - secs(5)),
+            true,
+        ),
+        (
+            DAY - secs(1),
+            DAY + secs(300),
+            20,
+            Some(NOW - secs(5)),
+            false,
+        ),
+        (DAY, DAY + secs(300), 20, Some(NOW - secs(5)), false),
+        // A daemon that was down for three days asks for a day as well.
+        (3 * DAY, secs(60), 20, Some(NOW - secs(5)), false),
+        (3 * DAY, DAY + secs(1), 20, Some(NOW - secs(5)), true),
+        // Nobody was served since: the provider may have trouble with everybody.
+        (DAY + secs(1), DAY + secs(300), 20, None, false),
+        (
+            DAY + secs(1),
+            DAY + secs(300),
+            20,
+            Some(NOW - DAY - secs(301)),
+            false,
+        ),
+        // A clock that was set forward by a day is no day of refusals.
+        (
+            DAY + secs(1),
+            DAY + secs(300),
+            4,
+            Some(NOW - secs(5)),
+            false,
+        ),
+    ];
+    for (ended, refused, failures, served_at, believed) in table {
+        let grant = refused_grant(ended, refused, failures);
+        for outcome in [
+            for_now(400, None),
+            for_now(403, None),
+            for_now(404, Some(60)),
+        ] {
+            let presented = RefreshToken::new("r");
+            let (effect, provider) =
+                grant.settle(&outcome, &presented, served_at, NOW, &policy(), 0);
+            let ended_it = effect == Effect::NeedsAuthorization(NeedsReason::Refused);
+            assert_eq!(
+                ended_it, believed,
+                "{ended:?} {refused:?} {failures} {served_at:?}"
+            );
+            assert_eq!(provider, ProviderEffect::None);
+        }
+    }
+}
+
+#[test]
+fn only_an_unexplained_refusal_is_a_verdict_however_long_it_went_on() {
+    let grant = refused_grant(9 * DAY, 9 * DAY, 99);
+    for outcome in [
+        for_now(408, None),
+        for_now(429, None),
+        for_now(500, None),
+        for_now(503, Some(9)),
+        for_now(302, None),
+        Outcome::Unknown("deadline"),
+        Outcome::NotSent("dns"),
+        Outcome::RefusedForNow {
+            refusal: Refusal {
+                status: 400,
+                code: Some("temporarily_unavailable"),
+            },
+            retry_after: None,
+        },
+    ] {
+        let presented = RefreshToken::new("r");
+        let (effect, _) = grant.settle(&outcome, &presented, Some(NOW), NOW, &policy(), 0);
+        let Effect::Retry { refused_since, .. } = effect else {
+            panic!("{outcome:?} is no verdict: {effect:?}");
+        };
+        assert_eq!(
+            refused_since, grant.refused_since,
+            "a blip in between forgets nothing"
+        );
+    }
+}
+
+#[test]
+fn the_first_unexplained_refusal_is_remembered_and_other_failures_are_not_refusals() {
+    let since = |outcome| match settle(&due_grant(), &outcome).0 {
+        Effect::Retry { refused_since, .. } => refused_since,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(since(for_now(400, None)), Some(NOW));
+    assert_eq!(since(for_now(500, None)), None);
+    assert_eq!(since(Outcome::NotSent("dns")), None);
+}
+
+fn on_demand() -> Policy {
+    Policy {
+        mode: Mode::OnDemand,
+        ..policy()
+    }
+}
+
+#[test]
+fn an_on_demand_grant_is_refreshed_for_readers_and_for_its_keep_alive_only() {
+    let mut grant = due_grant();
+    let step = |grant: &Grant, cause, now| grant.step(cause, None, now, &on_demand());
+    let keep_alive_at = grant.keep_alive_at(&on_demand()).unwrap();
+    assert_eq!(step(&grant, Cause::Due, NOW), Step::Wait(keep_alive_at));
+    assert_eq!(step(&grant, Cause::Demand, NOW), Step::Refresh);
+    assert_eq!(
+        step(&grant, Cause::Due, keep_alive_at),
+        Step::Refresh,
+        "nobody pauses it first"
+    );
+    let outcome = Outcome::Tokens(response());
+    let presented = RefreshToken::new("r");
+    let (effect, _) = grant.settle(&outcome, &presented, None, NOW, &on_demand(), 0);
+    assert!(matches!(effect, Effect::Commit { due_at, .. } if due_at == Some(NOW + 57 * DAY)));
+    grant.access = None;
+    grant.due_at = Some(NOW);
+    assert_eq!(
+        step(&grant, Cause::Due, NOW),
+        Step::Refresh,
+        "its first access token"
+    );
+}
+
+#[test]
+fn a_reader_of_an_on_demand_grant_begins_a_refresh_inside_the_margin_and_not_before() {
+    let wanted = |left: u64, policy: &Policy| {
+        let mut grant = due_grant();
+        grant.access.as_mut().unwrap().expires_at = Some(NOW + secs(left));
+        grant.wanted_by_reader(NOW, policy)
+    };
+    assert!(!wanted(61, &on_demand()));
+    assert!(wanted(59, &on_demand()));
+    assert!(!wanted(59, &policy()), "the schedule sees to it");
+    let mut failing = due_grant();
+    failing.failures = 1;
+    failing.attempted_at = Some(NOW - secs(1));
+    failing.due_at = Some(NOW + secs(60));
+    assert!(!failing.wanted_by_reader(NOW, &on_demand()), "it backs off");
+}
+
+/// Exact Online: tokens of 600 s, no refresh before they are 570 s old.
+#[test]
+fn no_refresh_begins_before_the_token_is_as_old_as_the_server_wants() {
+    let exact = Policy {
+        refresh_not_before: Some(secs(570)),
+        ..policy()
+    };
+    let mut grant = due_grant();
+    grant.access = Some(AccessFacts {
+        token_type: "bearer".into(),
+        obtained_at: NOW - secs(500),
+        expires_at: Some(NOW + secs(100)),
+    });
+    let allowed = Step::Wait(NOW + secs(70));
+    for cause in [Cause::Due, Cause::Demand] {
+        assert_eq!(
+            grant.step(cause, Some(NOW), NOW, &exact),
+            allowed,
+            "{cause:?}"
+        );
+        assert_eq!(
+            grant.step(cause, Some(NOW), NOW + secs(70), &exact),
+            Step::Refresh
+        );
+    }
+    assert_eq!(grant.scheduled_at(&exact), Some(NOW + secs(70)));
+    let outcome = Outcome::Tokens(TokenResponse {
+        expires_in: Some(secs(600)),
+        ..response()
+    });
+    let (effect, _) = grant.settle(&outcome, &RefreshToken::new("r"), None, NOW, &exact, 0);
+    assert!(matches!(effect, Effect::Commit { due_at, .. } if due_at == Some(NOW + secs(570))));
+    // One that has ended is never too young.
+    grant.access.as_mut().unwrap().expires_at = Some(NOW - secs(1));
+    assert_eq!(
+        grant.step(Cause::Due, Some(NOW), NOW, &exact),
+        Step::Refresh
+    );
+}
+
+#[test]
+fn where_a_refresh_is_taken_only_while_the_token_lives_absence_pauses_nobody() {
+    let alive = Policy {
+        refresh_while_alive: true,
+        ..policy()
+    };
+    let mut grant = due_grant();
+    grant.imported_at = NOW - 10 * DAY;
+    grant.unused_refreshes = 1000;
+    assert_eq!(grant.step(Cause::Due, None, NOW, &alive), Step::Refresh);
+    let without = Policy {
+        keep_alive: false,
+        ..alive
+    };
+    assert!(matches!(
+        grant.step(Cause::Due, None, NOW, &without),
+        Step::Pause(..)
+    ));
+}
+
+#[test]
+fn a_refusal_after_the_tokens_end_is_final_where_a_refresh_is_taken_only_while_it_lives() {
+    let alive = Policy {
+        refresh_while_alive: true,
+        ..policy()
+    };
+    let invalid_grant = Outcome::RefusedForGood(Refusal {
+        status: 400,
+        code: Some("invalid_grant"),
+    });
+    let settled = |left: i64, outcome: &Outcome| {
+        let mut grant = due_grant();
+        let ends_at = UnixTime::from_millis(NOW.as_millis() + left * 1000);
+        grant.access.as_mut().unwrap().expires_at = Some(ends_at);
+        grant
+            .settle(outcome, &RefreshToken::new("r"), None, NOW, &alive, 0)
+            .0
+    };
+    let expired = Effect::NeedsAuthorization(NeedsReason::Expired);
+    assert_eq!(settled(-1, &for_now(400, None)), expired);
+    assert_eq!(settled(-1, &invalid_grant), expired);
+    assert!(matches!(
+        settled(30, &for_now(400, None)),
+        Effect::Retry { .. }
+    ));
+    let revoked = Effect::NeedsAuthorization(NeedsReason::RevokedOrUsedElsewhere);
+    assert_eq!(settled(30, &invalid_grant), revoked);
+    // The server is asked, whatever our clock says: it may have been set forward.
+    for no_verdict in [for_now(503, None), Outcome::NotSent("dns")] {
+        assert!(matches!(settled(-1, &no_verdict), Effect::Retry { .. }));
+    }
+    assert!(matches!(
+        settled(-1, &Outcome::Tokens(response())),
+        Effect::Commit { .. }
+    ));
+}
+
+/// What a commit makes of a refresh token's end: the known end, what the answer brings, what is known then.
+#[test]
+fn a_refresh_tokens_end_is_kept_renewed_or_forgotten_with_the_refresh_token() {
+    let end = |days: u32, warned: bool| RefreshTokenEnd {
+        expires_at: NOW + days * DAY,
+        warn_at: (!warned).then_some(NOW + (days - 7) * DAY),
+    };
+    let table = [
+        // known, a new refresh token, its lifetime: known then
+        (None, false, None, None),
+        (Some(end(80, false)), false, None, Some(end(80, false))),
+        (Some(end(80, true)), false, None, Some(end(80, true))),
+        (Some(end(80, false)), true, None, None),
+        (None, true, Some(90 * DAY), Some(end(90, false))),
+        (
+            Some(end(80, true)),
+            true,
+            Some(90 * DAY),
+            Some(end(90, false)),
+        ),
+        // The same end again, in seconds left: it was told already.
+        (
+            Some(end(80, true)),
+            true,
+            Some(80 * DAY - secs(1)),
+            Some(end(80, true)),
+        ),
+        (
+            Some(end(80, true)),
+            false,
+            Some(80 * DAY),
+            Some(end(80, true)),
+        ),
+    ];
+    for (known, rotates, lifetime, then) in table {
+        let mut grant = due_grant();
+        grant.refresh_token_end = known;
+        let sent = TokenResponse {
+            refresh_token: rotates.then(|| RefreshToken::new("rotated")),
+            refresh_token_expires_in: lifetime,
+            ..response()
+        };
+        let (tokens, _) = committed(&grant, sent);
+        assert_eq!(
+            tokens.refresh_token_end, then,
+            "{known:?} {rotates} {lifetime:?}"
+        );
+    }
+}
+
+#[test]
+fn a_refresh_token_that_ends_is_warned_of_once_even_while_its_user_is_away() {
+    let mut grant = due_grant();
+    grant.standing = Standing::Paused(PauseReason::Inactive);
+    let warn_at = NOW + 10 * DAY;
+    grant.refresh_token_end = Some(RefreshTokenEnd {
+        expires_at: NOW + 17 * DAY,
+        warn_at: Some(warn_at),
+    });
+    assert_eq!(
+        grant.resting_at(&policy()),
+        Some(warn_at),
+        "sooner than its keep-alive"
+    );
+    assert_eq!(due(&grant), Step::Wait(warn_at));
+    assert_eq!(grant.warning(NOW), None);
+    assert_eq!(grant.warning(warn_at), Some(NOW + 17 * DAY));
+    // Told: then only the keep-alive is left.
+    grant.refresh_token_end.as_mut().unwrap().warn_at = None;
+    assert_eq!(grant.warning(warn_at), None);
+    let step = grant.step(Cause::Due, None, warn_at, &policy());
+    assert_eq!(step, Step::Wait(grant.keep_alive_at(&policy()).unwrap()));
+    let without = Policy {
+        keep_alive: false,
+        ..policy()
+    };
+    assert_eq!(grant.step(Cause::Due, None, warn_at, &without), Step::Rest);
+}
+
+#[test]
+fn what_needs_authorization_is_not_warned_of() {
+    let mut grant = due_grant();
+    grant.refresh_token_end = Some(RefreshTokenEnd {
+        expires_at: NOW,
+        warn_at: Some(NOW - DAY),
+    });
+    assert!(grant.warning(NOW).is_some());
+    grant.standing = Standing::NeedsAuthorization(NeedsReason::Refused);
+    assert_eq!(grant.warning(NOW), None);
+}
+
+#[test]
+fn a_clock_that_was_set_back_leaves_each_token_what_was_left_of_its_life() {
+    // Obtained half an hour before the clock was set back by eight hours.
+    let hours = |n: u64| secs(3600 * n);
+    let grant = Grant {
+        attempted_at: Some(NOW),
+        refreshed_at: Some(NOW),
+        access: Some(AccessFacts {
+            token_type: "bearer".into(),
+            obtained_at: NOW,
+            expires_at: Some(NOW + hours(1)),
+        }),
+        due_at: Some(NOW + secs(3540)),
+        ..due_grant()
+    };
+    let now = NOW + secs(1800) - hours(8);
+    let after = grant.restamped(now, hours(8)).unwrap();
+    assert_eq!(after.expires_at(), Some(now + secs(1800)));
+    assert_eq!(after.due_at, Some(now + secs(1740)), "no refresh is missed");
+    assert_eq!(after.attempted_at, Some(now - secs(1800)));
+    assert_eq!(
+        after.imported_at, grant.imported_at,
+        "from before is from before"
+    );
+    assert_eq!(after.restamped(now, hours(8)), None);
+    // By how much is not known: all of its lifetime, counted from now.
+    let after = grant.restamped(now, Duration::ZERO).unwrap();
+    assert_eq!(after.expires_at(), Some(now + hours(1)));
+    assert_eq!(after.due_at, Some(now + secs(3540)));
+    assert_eq!(
+        grant.restamped(NOW + secs(1), hours(8)),
+        None,
+        "nothing is from the future"
+    );
+}
+
+#[test]
+fn a_clock_that_was_set_back_keeps_a_backoff_as_long_as_it_was() {
+    let grant = Grant {
+        failures: 3,
+        attempted_at: Some(NOW),
+        due_at: Some(NOW + secs(8)),
+        refused_since: Some(NOW - secs(60)),
+        standing_since: NOW - secs(90),
+        mark: Some(Mark {
+            first_sent_at: NOW - secs(5),
+            presented: 1,
+        }),
+        access: None,
+        ..due_grant()
+    };
+    let now = NOW - DAY - DAY;
+    let after = grant.restamped(now, 2 * DAY).unwrap();
+    assert_eq!(after.due_at, Some(now + secs(8)));
+    assert_eq!(after.refused_since, Some(now - secs(60)));
+    assert_eq!(after.standing_since, now - secs(90));
+    assert_eq!(
+        after.mark.map(|mark| mark.first_sent_at),
+        Some(now - secs(5))
+    );
+    assert!(after.imported_at <= now);
+    let after = grant.restamped(now, Duration::ZERO).unwrap();
+    let sent_at = after.mark.map(|mark| mark.first_sent_at);
+    assert_eq!(sent_at, Some(UnixTime::EPOCH), "no grace can be relied on");
 }

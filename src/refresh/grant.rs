@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::policy::{self, Policy};
+use super::policy::{self, Mode, Policy};
 use super::time::UnixTime;
+use super::token::{RefreshTokenEnd, TokenSet};
 
 /// Names one grant: what one user gave us at one provider.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +85,10 @@ pub enum NeedsReason {
     LostRotation,
     /// The access token ended and there is no refresh token.
     NoRefreshToken,
+    /// The server went on refusing it without saying why, while it served others.
+    Refused,
+    /// The access token ended first, at a server that takes a refresh only while it lives.
+    Expired,
 }
 
 impl Standing {
@@ -112,12 +117,14 @@ impl Standing {
                 NeedsReason::RevokedOrUsedElsewhere => "revoked-or-used-elsewhere",
                 NeedsReason::LostRotation => "lost-rotation (probable)",
                 NeedsReason::NoRefreshToken => "no-refresh-token",
+                NeedsReason::Refused => "refused",
+                NeedsReason::Expired => "expired",
             },
         }
     }
 
     /// Every standing there is, in the order of severity.
-    pub const ALL: [Standing; 10] = [
+    pub const ALL: [Standing; 12] = [
         Standing::Active,
         Standing::Paused(PauseReason::Inactive),
         Standing::Paused(PauseReason::Unused),
@@ -128,6 +135,8 @@ impl Standing {
         Standing::NeedsAuthorization(NeedsReason::RevokedOrUsedElsewhere),
         Standing::NeedsAuthorization(NeedsReason::LostRotation),
         Standing::NeedsAuthorization(NeedsReason::NoRefreshToken),
+        Standing::NeedsAuthorization(NeedsReason::Refused),
+        Standing::NeedsAuthorization(NeedsReason::Expired),
     ];
 
     /// Reads the two names that [`Standing::name`] and [`Standing::reason`] give.
@@ -198,6 +207,8 @@ pub struct Grant {
     pub access: Option<AccessFacts>,
     /// Whether there is a refresh token.
     pub has_refresh_token: bool,
+    /// The refresh token's own end, where the server tells it.
+    pub refresh_token_end: Option<RefreshTokenEnd>,
     /// The granted scope.
     pub scope: Option<String>,
     /// The next moment at which anything must happen to it.
@@ -212,6 +223,8 @@ pub struct Grant {
     pub failures: u32,
     /// A short code of the last failure (`http-503`, `connect`, `invalid_grant`); never a server's own text.
     pub last_failure: Option<String>,
+    /// Since when the server refuses it without saying why; a success or an import ends that.
+    pub refused_since: Option<UnixTime>,
     /// Refreshes in a row that nobody read.
     pub unused_refreshes: u32,
     /// A request of unknown fate, if any.
@@ -222,6 +235,86 @@ pub struct Grant {
 const KEEP_ALIVE_RESERVE: u32 = 20;
 
 impl Grant {
+    /// Returns the grant that an import makes, before it has a row.
+    pub fn imported(key: GrantKey, tokens: &TokenSet, now: UnixTime) -> Grant {
+        Grant {
+            id: GrantId(0),
+            key,
+            version: 0,
+            generation: 0,
+            standing: Standing::Active,
+            standing_since: now,
+            access: tokens.access_token.as_ref().map(|_| AccessFacts {
+                token_type: tokens.token_type.clone(),
+                obtained_at: tokens.obtained_at,
+                expires_at: tokens.expires_at,
+            }),
+            has_refresh_token: tokens.refresh_token.is_some(),
+            refresh_token_end: tokens.refresh_token_end,
+            scope: tokens.scope.clone(),
+            due_at: None,
+            imported_at: now,
+            refreshed_at: None,
+            attempted_at: None,
+            failures: 0,
+            last_failure: None,
+            refused_since: None,
+            unused_refreshes: 0,
+            mark: None,
+        }
+    }
+
+    /// Returns this grant with the moments of a clock that was set back by `by` to `now` taken as moments of
+    /// the new one; `None` where no stamp is in the future.
+    ///
+    /// A token keeps what is left of its lifetime: it counts from `by` before the old stamp, or from
+    /// now, whichever is sooner. So does a due time that followed from a stamp. Where `by` is zero, it is not
+    /// known: then a request of unknown fate counts as sent long ago, for no grace can be relied on.
+    pub fn restamped(&self, now: UnixTime, by: Duration) -> Option<Grant> {
+        let back = |at: UnixTime| if at > now { (at - by).min(now) } else { at };
+        let obtained_at = self.access.as_ref().map(|access| access.obtained_at);
+        let followed = [obtained_at, self.attempted_at, Some(self.imported_at)];
+        let followed = followed.into_iter().flatten().max()?;
+        let marked_at = self.mark.map(|mark| mark.first_sent_at);
+        let others = [
+            self.refreshed_at,
+            self.refused_since,
+            marked_at,
+            Some(self.standing_since),
+        ];
+        let newest = others.into_iter().flatten().max()?.max(followed);
+        if newest <= now {
+            return None;
+        }
+        let mut grant = self.clone();
+        if let Some(access) = grant
+            .access
+            .as_mut()
+            .filter(|access| access.obtained_at > now)
+        {
+            let lifetime = access.lifetime();
+            access.obtained_at = back(access.obtained_at);
+            access.expires_at = lifetime.map(|lifetime| access.obtained_at + lifetime);
+        }
+        if followed > now {
+            let kept = |at: UnixTime| back(followed) + at.since(followed);
+            grant.due_at = self.due_at.map(|at| if at > now { kept(at) } else { at });
+        }
+        grant.attempted_at = self.attempted_at.map(back);
+        grant.refreshed_at = self.refreshed_at.map(back);
+        grant.refused_since = self.refused_since.map(back);
+        grant.imported_at = back(self.imported_at);
+        grant.standing_since = back(self.standing_since);
+        if let Some(mark) = grant.mark.as_mut().filter(|mark| mark.first_sent_at > now) {
+            mark.first_sent_at = if by.is_zero() {
+                UnixTime::EPOCH
+            } else {
+                back(mark.first_sent_at)
+            };
+        }
+        Some(grant)
+    }
+
     /// Returns whether the access token lives at `now`.
     pub fn lives(&self, now: UnixTime) -> bool {
         self.access.as_ref().is_some_and(|access| access.lives(now))
@@ -232,24 +325,45 @@ impl Grant {
         self.access.as_ref()?.expires_at
     }
 
-    /// Returns when this grant's schedule makes it due: its margin and jitter before expiry.
+    /// Returns when this grant's schedule makes it due: its margin and jitter before expiry, or on demand only.
     ///
     /// A grant without a refresh token is due when its access token ends, and one without an
     /// access token at once. `None` where nobody knows the end: then a refresh happens only on demand.
-    pub fn scheduled_at(&self, margin: Duration) -> Option<UnixTime> {
+    pub fn scheduled_at(&self, policy: &Policy) -> Option<UnixTime> {
         let Some(access) = &self.access else {
             return self.has_refresh_token.then_some(self.imported_at);
         };
-        let expires_at = access.expires_at?;
         if !self.has_refresh_token {
-            return Some(expires_at);
+            return access.expires_at;
         }
-        Some(policy::due_at(
-            &self.key,
-            access.obtained_at,
-            expires_at,
-            margin,
-        ))
+        if policy.mode == Mode::OnDemand {
+            return self.resting_at(policy);
+        }
+        let (obtained_at, expires_at) = (access.obtained_at, access.expires_at?);
+        let due_at = policy::due_at(&self.key, obtained_at, expires_at, policy.margin);
+        Some(due_at.max(self.refreshable_at(policy).unwrap_or(due_at)))
+    }
+
+    /// Returns before when the server would refuse a refresh because the access token is too young.
+    ///
+    /// The token's end at the latest: one that has ended is never too young.
+    pub fn refreshable_at(&self, policy: &Policy) -> Option<UnixTime> {
+        let access = self.access.as_ref()?;
+        let at = access.obtained_at + policy.refresh_not_before?;
+        Some(
+            access
+                .expires_at
+                .map_or(at, |expires_at| at.min(expires_at)),
+        )
+    }
+
+    /// Returns what a grant that is not refreshed on schedule is due for: its keep-alive, or a warning.
+    pub fn resting_at(&self, policy: &Policy) -> Option<UnixTime> {
+        let warn_at = self.refresh_token_end.and_then(|end| end.warn_at);
+        [self.keep_alive_at(policy), warn_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Returns when a paused grant is refreshed so that its refresh token does not die of disuse.
@@ -262,5 +376,13 @@ impl Grant {
         }
         let used_at = self.refreshed_at.unwrap_or(self.imported_at);
         Some(used_at.max(self.imported_at) + (idle - idle / KEEP_ALIVE_RESERVE))
+    }
+
+    /// Returns the refresh token's end, if it is time to warn of it. Once per refresh token.
+    pub fn warning(&self, now: UnixTime) -> Option<UnixTime> {
+        let end = self.refresh_token_end?;
+        let warns = end.warn_at.is_some_and(|at| at <= now)
+            && !matches!(self.standing, Standing::NeedsAuthorization(_));
+        warns.then_some(end.expires_at)
     }
 }

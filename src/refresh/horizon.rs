@@ -12,14 +12,17 @@
 //!
 //! Early and spurious calls of any of them do nothing.
 
+mod schedule;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::time::Duration;
 
 use super::attempt::Cause;
 use super::grant::GrantId;
 use super::pacing::{Admission, Pace, Pacer};
 use super::time::UnixTime;
+
+pub use schedule::Schedule;
 
 /// One row of the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,36 @@ pub struct Written {
 const WINDOW: Duration = Duration::from_secs(10 * 60);
 /// Rows in one page: about 3 MB of memory, 100 seconds of a million hourly grants.
 const PAGE: usize = 32_768;
+/// Ended rows kept in memory; more of them are left in the table until these are worked off.
+const ENDED_MOST: usize = 2 * PAGE;
+
+/// A place in the table's order.
+type Place = (UnixTime, GrantId);
+
+const START: Place = (UnixTime::from_millis(i64::MIN), GrantId(i64::MIN));
+
+/// Ended rows that were left in the table: after the first place, up to the second.
+#[derive(Clone, Copy, Debug)]
+struct Backlog {
+    after: Place,
+    upto: Place,
+}
+
+impl Backlog {
+    fn holds(&self, place: Place) -> bool {
+        self.after < place && place <= self.upto
+    }
+}
+
+/// A page that is being read. Its bound is published before the read, so that a write which the read may
+/// miss joins by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loading {
+    /// What comes after [`Horizon::loaded`], up to here.
+    Next(UnixTime),
+    /// The backlog's rows after the one place, up to the other.
+    Backlog(Place, UnixTime),
+}
 
 /// What a horizon wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,11 +122,10 @@ pub struct Horizon {
     demands: u64,
     /// Attempts under way, each with the newest write that was told meanwhile.
     in_flight: BTreeMap<GrantId, Option<Written>>,
-    /// Everything due up to here is in memory.
-    loaded: Option<(UnixTime, GrantId)>,
-    /// The bound of the page that is being read. Published before the read, so that a write which the
-    /// read may miss joins by itself.
-    loading: Option<UnixTime>,
+    /// Everything due up to here is in memory, but for the backlog.
+    loaded: Place,
+    backlog: Option<Backlog>,
+    loading: Option<Loading>,
 }
 
 impl Horizon {
@@ -109,7 +141,8 @@ impl Horizon {
             demanded_at: BTreeMap::new(),
             demands: 0,
             in_flight: BTreeMap::new(),
-            loaded: None,
+            loaded: START,
+            backlog: None,
             loading: None,
         }
     }
@@ -127,7 +160,8 @@ impl Horizon {
         self.ahead.clear();
         self.living.clear();
         self.ended.clear();
-        self.loaded = None;
+        self.loaded = START;
+        self.backlog = None;
         self.loading = None;
     }
 
@@ -141,14 +175,23 @@ impl Horizon {
                 self.put(*row);
             }
         }
-        if self.loading != Some(until) {
-            return;
+        let cut_off = rows.last().filter(|_| rows.len() >= limit);
+        let cut_off = cut_off.map(|last| (last.due_at, last.id));
+        match self.loading {
+            Some(Loading::Next(bound)) if bound == until => {
+                self.loaded = cut_off.unwrap_or((until, GrantId(i64::MAX)));
+            }
+            Some(Loading::Backlog(from, bound)) if bound == until => {
+                let after = cut_off.unwrap_or((until, GrantId(i64::MAX)));
+                // What was left out before `from` meanwhile is still to be read.
+                self.backlog = self.backlog.and_then(|backlog| match backlog {
+                    Backlog { after, .. } if after < from => Some(backlog),
+                    Backlog { upto, .. } => (after < upto).then_some(Backlog { after, upto }),
+                });
+            }
+            _ => return,
         }
         self.loading = None;
-        self.loaded = match rows.last() {
-            Some(last) if rows.len() >= limit => Some((last.due_at, last.id)),
-            _ => Some((until, GrantId(i64::MAX))),
-        };
     }
 
     /// Takes a failed [`Action::Load`]: it is asked for again.
@@ -167,15 +210,21 @@ impl Horizon {
         }
         match due {
             // Of no version: the table's own row may lie where no page will look again.
-            Some(row) if version == 0 || self.is_inside(row.due_at, id) => self.put(row),
+            Some(row) if version == 0 || self.is_inside((row.due_at, id)) => self.put(row),
             _ if self.rows.get(&id).is_some_and(|old| old.version <= version) => self.take(id),
             _ => {}
         }
     }
 
-    fn is_inside(&self, due_at: UnixTime, id: GrantId) -> bool {
-        self.loading.is_some_and(|until| due_at <= until)
-            || self.loaded.is_some_and(|loaded| (due_at, id) <= loaded)
+    fn is_inside(&self, place: Place) -> bool {
+        if self.backlog.is_some_and(|backlog| backlog.holds(place)) {
+            return matches!(self.loading, Some(Loading::Backlog(..)));
+        }
+        let loading = match self.loading {
+            Some(Loading::Next(until)) => place.0 <= until,
+            _ => false,
+        };
+        loading || place <= self.loaded
     }
 
     /// A caller waits for this grant.
@@ -198,7 +247,7 @@ impl Horizon {
         let Some(meanwhile) = self.in_flight.remove(&written.id) else {
             return self.handle_write(written);
         };
-        self.pacer.end();
+        self.pacer.end(written.id);
         match meanwhile {
             Some(newer) if newer.version >= written.version => self.handle_write(newer),
             _ => self.handle_write(written),
@@ -233,18 +282,42 @@ impl Horizon {
         {
             self.ahead.pop_first();
             match self.rows.get(&id).and_then(|row| row.expires_at) {
-                Some(expires_at) if expires_at > now => self.living.insert((expires_at, id)),
-                _ => self.ended.insert((due_at, id)),
-            };
+                Some(expires_at) if expires_at > now => {
+                    self.living.insert((expires_at, id));
+                }
+                _ => self.end(due_at, id),
+            }
         }
         while let Some(&(expires_at, id)) = self.living.first()
             && expires_at <= now
         {
             self.living.pop_first();
-            if let Some(row) = self.rows.get(&id) {
-                self.ended.insert((row.due_at, id));
+            if let Some(due_at) = self.rows.get(&id).map(|row| row.due_at) {
+                self.end(due_at, id);
             }
         }
+    }
+
+    /// A due row has nothing left to save. Beyond a bound such rows wait in the table, so that they never
+    /// fill the memory and hide living ones.
+    fn end(&mut self, due_at: UnixTime, id: GrantId) {
+        let place = (due_at, id);
+        if self.ended.len() < ENDED_MOST {
+            self.ended.insert(place);
+            return;
+        }
+        self.rows.remove(&id);
+        let before = (due_at, GrantId(id.0.saturating_sub(1)));
+        self.backlog = Some(match self.backlog {
+            Some(Backlog { after, upto }) => Backlog {
+                after: after.min(before),
+                upto: upto.max(place),
+            },
+            None => Backlog {
+                after: before,
+                upto: place,
+            },
+        });
     }
 
     /// Returns the next thing to do at `now`, if there is one.
@@ -253,14 +326,10 @@ impl Horizon {
         if let Some(load) = self.poll_load(now) {
             return Some(load);
         }
-        if !self.has_work() || self.pacer.admission(now) != Admission::Now {
+        if !self.has_work(now) || self.pacer.admission(now) != Admission::Now {
             return None;
         }
-        let scheduled = self
-            .living
-            .first()
-            .or(self.ended.first())
-            .map(|&(_, id)| id);
+        let scheduled = self.scheduled(now);
         let demanded = self.demanded.first_key_value().map(|(_, id)| *id);
         let id = match (demanded, scheduled) {
             (Some(_), Some(id)) if self.pacer.schedules_turn() => id,
@@ -276,43 +345,66 @@ impl Horizon {
         };
         self.take(id);
         self.in_flight.insert(id, None);
-        self.pacer.begin();
+        self.pacer.begin(id);
         Some(Action::Begin { id, cause })
     }
 
+    /// Which grant the schedule is for next. Nothing that has ended goes before all that is due has been seen:
+    /// among the rest may be grants whose tokens can still be saved.
+    fn scheduled(&self, now: UnixTime) -> Option<GrantId> {
+        let all_seen = self.loaded.0 >= now;
+        let ended = self.ended.first().filter(|_| all_seen);
+        self.living.first().or(ended).map(|&(_, id)| id)
+    }
+
     fn poll_load(&mut self, now: UnixTime) -> Option<Action> {
-        if self.loading.is_some() || self.load_at().is_none_or(|at| at > now) {
+        if self.loading.is_some() {
             return None;
         }
-        let until = now + WINDOW;
-        self.loading = Some(until);
+        let (after, until) = if self.load_at().is_some_and(|at| at <= now) {
+            let until = now + WINDOW;
+            self.loading = Some(Loading::Next(until));
+            (self.loaded, until)
+        } else {
+            let backlog = self.backlog.filter(|_| self.wants_backlog())?;
+            self.loading = Some(Loading::Backlog(backlog.after, backlog.upto.0));
+            (backlog.after, backlog.upto.0)
+        };
         Some(Action::Load {
-            after: self.loaded,
+            after: (after > START).then_some(after),
             until,
             limit: PAGE,
         })
     }
 
     /// When the next page is wanted: half a window before the loaded rows run out, unless there are plenty.
+    /// Ended rows don't count, or they would keep living ones out.
     fn load_at(&self) -> Option<UnixTime> {
-        let Some((loaded, _)) = self.loaded else {
+        if self.loaded == START {
             return Some(UnixTime::EPOCH);
-        };
-        (self.rows.len() < PAGE / 2).then(|| loaded - WINDOW / 2)
+        }
+        let plenty = self.ahead.len() + self.living.len() >= PAGE / 2;
+        (!plenty).then(|| self.loaded.0 - WINDOW / 2)
     }
 
-    fn has_work(&self) -> bool {
-        !(self.demanded.is_empty() && self.living.is_empty() && self.ended.is_empty())
+    fn wants_backlog(&self) -> bool {
+        self.backlog.is_some() && self.ended.len() < PAGE / 2
+    }
+
+    fn has_work(&self, now: UnixTime) -> bool {
+        !self.demanded.is_empty() || self.scheduled(now).is_some()
     }
 
     /// Returns when to ask again, if nothing else happens first.
     pub fn poll_timeout(&mut self, now: UnixTime) -> Option<UnixTime> {
-        let load = if self.loading.is_none() {
-            self.load_at()
-        } else {
+        let load = if self.loading.is_some() {
             None
+        } else if self.wants_backlog() {
+            Some(now)
+        } else {
+            self.load_at()
         };
-        let work = if self.has_work() {
+        let work = if self.has_work(now) {
             match self.pacer.admission(now) {
                 Admission::Now => Some(now),
                 Admission::At(at) => Some(at),
@@ -334,125 +426,6 @@ impl Horizon {
         [&self.ended, &self.living, &self.ahead]
             .into_iter()
             .filter_map(first)
-            .min()
-    }
-}
-
-/// All providers under one cap and one timer.
-#[derive(Clone, Debug)]
-pub struct Schedule {
-    horizons: BTreeMap<String, Horizon>,
-    max_in_flight: usize,
-    in_flight: usize,
-    /// The provider served last; the next one goes first, so that none waits for another's backlog.
-    served: String,
-}
-
-impl Schedule {
-    /// Makes a schedule without providers.
-    pub fn new(max_in_flight: usize) -> Self {
-        Schedule {
-            horizons: BTreeMap::new(),
-            max_in_flight,
-            in_flight: 0,
-            served: String::new(),
-        }
-    }
-
-    /// Takes a new global cap.
-    pub fn set_max_in_flight(&mut self, max_in_flight: usize) {
-        self.max_in_flight = max_in_flight;
-    }
-
-    /// Adds a provider, or gives one a new pace.
-    pub fn set_provider(&mut self, provider: &str, pace: Pace) {
-        match self.horizons.get_mut(provider) {
-            Some(horizon) => horizon.pacer().set_pace(pace),
-            None => {
-                self.horizons
-                    .insert(provider.to_owned(), Horizon::new(pace));
-            }
-        }
-    }
-
-    /// Stops scheduling providers that are not in `configured`, and returns what was demanded of them. What
-    /// they have in flight ends as it ends.
-    pub fn retain_providers(&mut self, configured: impl Fn(&str) -> bool) -> Vec<GrantId> {
-        let mut demanded = Vec::new();
-        self.horizons.retain(|name, horizon| {
-            let keep = configured(name);
-            if !keep {
-                self.in_flight = self.in_flight.saturating_sub(horizon.in_flight.len());
-                demanded.append(&mut horizon.take_demands());
-            }
-            keep
-        });
-        demanded
-    }
-
-    /// Returns a provider's horizon.
-    pub fn provider(&mut self, provider: &str) -> Option<&mut Horizon> {
-        self.horizons.get_mut(provider)
-    }
-
-    /// An attempt has ended, with what it made of its row.
-    pub fn handle_end(&mut self, provider: &str, written: Written) {
-        if let Some(horizon) = self.horizons.get_mut(provider) {
-            if horizon.in_flight.contains_key(&written.id) {
-                self.in_flight = self.in_flight.saturating_sub(1);
-            }
-            horizon.handle_end(written);
-        }
-    }
-
-    /// Returns how many attempts are in flight.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
-    /// Returns the next thing to do at `now`, and for which provider. Providers take turns.
-    pub fn poll_action(&mut self, now: UnixTime) -> Option<(String, Action)> {
-        let full = self.in_flight >= self.max_in_flight;
-        let served = self.served.clone();
-        let turns = [
-            (Bound::Excluded(served.as_str()), Bound::Unbounded),
-            (Bound::Unbounded, Bound::Included(served.as_str())),
-        ];
-        for turn in turns {
-            for (name, horizon) in self.horizons.range_mut::<str, _>(turn) {
-                let action = if full {
-                    horizon.ripen(now);
-                    horizon.poll_load(now)
-                } else {
-                    horizon.poll_action(now)
-                };
-                if let Some(action) = action {
-                    if matches!(action, Action::Begin { .. }) {
-                        self.in_flight += 1;
-                        self.served.clone_from(name);
-                    }
-                    return Some((name.clone(), action));
-                }
-            }
-        }
-        None
-    }
-
-    /// Returns when to ask again, if nothing else happens first. At the cap, only an end can free a place.
-    pub fn poll_timeout(&mut self, now: UnixTime) -> Option<UnixTime> {
-        let full = self.in_flight >= self.max_in_flight;
-        self.horizons
-            .values_mut()
-            .filter_map(|horizon| horizon.poll_timeout(now))
-            .filter(|at| !full || *at > now)
-            .min()
-    }
-
-    /// Returns when the next loaded row of any provider is due.
-    pub fn next_due_at(&self) -> Option<UnixTime> {
-        self.horizons
-            .values()
-            .filter_map(Horizon::next_due_at)
             .min()
     }
 }

@@ -220,7 +220,7 @@ fn a_full_page_is_followed_by_the_next_one_when_it_is_half_worked_off() {
     let Some(Action::Load { until, limit, .. }) = horizon.poll_action(NOW) else {
         panic!("an empty horizon loads first");
     };
-    let rows: Vec<Due> = (0..limit as i64).map(|id| row(id, 1000, -900)).collect();
+    let rows: Vec<Due> = (0..limit as i64).map(|id| row(id, 1000, 900)).collect();
     horizon.handle_page(&rows, until, limit);
     let mut begins = 0;
     loop {
@@ -322,4 +322,113 @@ fn a_provider_that_left_the_configuration_frees_its_places() {
     schedule.retain_providers(|name| name == "b");
     schedule.handle_end("a", wrote(1, 2, Some(row(1, -60, 120))));
     assert_eq!(schedule.in_flight(), 0);
+}
+
+/// A table of one provider, worked off: pages are read at once, attempts end at once and leave nothing due.
+fn work_off(horizon: &mut Horizon, table: &mut BTreeMap<GrantId, Due>, now: UnixTime) -> Vec<i64> {
+    let mut order = Vec::new();
+    while let Some(action) = horizon.poll_action(now) {
+        match action {
+            Action::Load {
+                after,
+                until,
+                limit,
+            } => {
+                let mut rows: Vec<Due> = table
+                    .values()
+                    .filter(|row| row.due_at <= until)
+                    .filter(|row| after.is_none_or(|after| (row.due_at, row.id) > after))
+                    .copied()
+                    .collect();
+                rows.sort_by_key(|row| (row.due_at, row.id));
+                rows.truncate(limit);
+                horizon.handle_page(&rows, until, limit);
+            }
+            Action::Begin { id, .. } => {
+                order.push(id.0);
+                table.remove(&id);
+                horizon.handle_end(wrote(id.0, 2, None));
+            }
+        }
+        assert!(
+            horizon.rows.len() <= ENDED_MOST + 2 * PAGE,
+            "memory has a bound"
+        );
+    }
+    order
+}
+
+#[test]
+fn of_100_000_overdue_the_ones_that_can_be_saved_go_first_and_none_is_forgotten() {
+    // The living became due last, so they are in the last page of the backlog.
+    let table = |ended: i64, living: i64| -> BTreeMap<GrantId, Due> {
+        let dead = (0..ended).map(|id| row(id, 100_000 - id / 2, -1));
+        let alive = (0..living).map(|id| row(ended + id, 200 - id / 400, 1 + (id * 7919) % living));
+        dead.chain(alive).map(|due| (due.id, due)).collect()
+    };
+    for (ended, living) in [(99_000, 1000), (30_000, 70_000), (150_000, 50_000)] {
+        let mut left = table(ended, living);
+        let mut by_end: Vec<(Option<UnixTime>, i64)> = left
+            .values()
+            .filter(|row| row.expires_at > Some(NOW))
+            .map(|row| (row.expires_at, row.id.0))
+            .collect();
+        by_end.sort();
+        let mut horizon = Horizon::new(pace(1));
+        let order = work_off(&mut horizon, &mut left, NOW);
+        assert!(left.is_empty(), "{} were forgotten", left.len());
+        assert_eq!(order.len() as i64, ended + living, "each one once");
+        let first = &order[..living as usize];
+        assert!(
+            first.iter().all(|id| *id >= ended),
+            "an ended one went before a living one"
+        );
+        if living <= 1000 {
+            let expected: Vec<i64> = by_end.into_iter().map(|(_, id)| id).collect();
+            assert_eq!(first, expected, "soonest end first");
+        }
+    }
+}
+
+#[test]
+fn a_stopped_provider_of_200_000_grants_holds_a_bounded_part_of_them_and_forgets_none() {
+    let mut left: BTreeMap<GrantId, Due> = (0..200_000)
+        .map(|id| row(id, -id / 50, 300 + id / 50))
+        .map(|due| (due.id, due))
+        .collect();
+    let mut horizon = Horizon::new(pace(1));
+    horizon.pacer().halt(true);
+    // Two hours, in which all of them become due and end.
+    for minute in 0..120 {
+        let began = work_off(&mut horizon, &mut left, NOW + secs(60 * minute));
+        assert_eq!(began, [0i64; 0]);
+    }
+    // A write to a row that was left in the table, and one that ends up among them.
+    let write = |horizon: &mut Horizon, left: &mut BTreeMap<GrantId, Due>, due: Due| {
+        let due = Due { version: 2, ..due };
+        left.insert(due.id, due);
+        horizon.handle_write(wrote(due.id.0, 2, Some(due)));
+    };
+    write(&mut horizon, &mut left, row(190_000, -4000, -4300));
+    write(&mut horizon, &mut left, row(300_000, -3700, 90_000));
+    horizon.pacer().halt(false);
+    let order = work_off(&mut horizon, &mut left, NOW + secs(7200));
+    assert_eq!((order.len(), left.len()), (200_001, 0));
+}
+
+#[test]
+fn after_a_clock_that_was_set_forward_by_hours_the_living_go_first() {
+    let mut left: BTreeMap<GrantId, Due> = (0..120_000)
+        .map(|id| row(id, -id / 4, 300 + id / 4))
+        .map(|due| (due.id, due))
+        .collect();
+    let mut horizon = Horizon::new(pace(1));
+    assert_eq!(work_off(&mut horizon, &mut left, NOW), [0, 1, 2, 3]);
+    let order = work_off(&mut horizon, &mut left, NOW + secs(8 * 3600));
+    let saved = left.len();
+    assert_eq!(order.len() + saved, 120_000 - 4);
+    // Due by then and not ended: those of the last 300 seconds.
+    let living = |id: &i64| 300 + id / 4 > 8 * 3600;
+    let count = order.iter().filter(|id| living(id)).count();
+    assert!(count > 1000 && order[..count].iter().all(living), "{count}");
 }

@@ -62,6 +62,51 @@ pub struct Policy {
     pub refresh_token_idle_lifetime: Option<Duration>,
     /// Whether a paused grant is refreshed shortly before its refresh token dies of disuse.
     pub keep_alive: bool,
+    /// When the schedule refreshes.
+    pub mode: Mode,
+    /// The server refuses to refresh an access token that is younger than this.
+    pub refresh_not_before: Option<Duration>,
+    /// The server takes a refresh only while the old access token lives. Absence pauses no grant
+    /// then, because a pause would be its end; unless `keep_alive` is off.
+    pub refresh_while_alive: bool,
+    /// An unexplained refusal that goes on for this long past the access token's end is believed,
+    /// if the provider serves other grants meanwhile.
+    pub refuse_after: Duration,
+    /// How long before a refresh token's end we warn.
+    pub refresh_token_warning: Duration,
+}
+
+impl Policy {
+    /// Names what due times depend on: where it differs, they have to be computed anew.
+    pub fn schedule(&self) -> String {
+        let mut name = self.margin.as_millis().to_string();
+        if self.mode == Mode::OnDemand {
+            name.push_str(" on-demand");
+        }
+        if let Some(age) = self.refresh_not_before {
+            name.push_str(&format!(" not-before {}", age.as_millis()));
+        }
+        name
+    }
+}
+
+/// When the schedule refreshes a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A margin before its access token ends.
+    Scheduled,
+    /// Never, but for its keep-alive: a reader who finds the token inside its margin begins a refresh.
+    OnDemand,
+}
+
+impl Mode {
+    /// Returns the name the configuration uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Scheduled => "scheduled",
+            Mode::OnDemand => "on-demand",
+        }
+    }
 }
 
 /// Returns when the access token should be refreshed.
@@ -95,8 +140,16 @@ pub fn due_at(
     expires_at - margin - jitter
 }
 
-fn cut(margin: Duration, lifetime: Duration) -> Duration {
+/// Returns the margin of a token with this lifetime: half of it at most.
+pub(super) fn cut(margin: Duration, lifetime: Duration) -> Duration {
     margin.min(lifetime / 2)
+}
+
+/// Returns when to warn that a refresh token ends at `ends_at`, whose end became known at `known_at`.
+///
+/// `warning` before the end, or a tenth of the time there is, where that is shorter.
+pub fn warn_at(known_at: UnixTime, ends_at: UnixTime, warning: Duration) -> UnixTime {
+    ends_at - warning.min(ends_at.since(known_at) / 10)
 }
 
 /// The first retry comes this long after a failure; each further one doubles it.
@@ -107,6 +160,9 @@ pub const BACKOFF_CAP: Duration = Duration::from_secs(5 * 60);
 pub const REFUSED_BACKOFF_CAP: Duration = Duration::from_secs(60 * 60);
 /// A caller that waits for a token shortens the backoff to this, times the failures in a row.
 pub const DEMAND_RETRY: Duration = Duration::from_secs(5);
+/// An unexplained refusal is not believed before so many failures in a row: a clock that was set
+/// forward makes a day pass in a moment.
+pub const REFUSALS_BELIEVED: u32 = 5;
 /// `Retry-After` is believed up to here; a longer one is cut, so that a typing error can't silence a provider for a year.
 pub const RETRY_AFTER_CAP: Duration = Duration::from_secs(60 * 60);
 
@@ -181,6 +237,24 @@ mod tests {
             spread.insert(at);
         }
         assert!(spread.len() > 500, "only {} distinct moments", spread.len());
+    }
+
+    #[test]
+    fn a_refresh_tokens_end_is_told_a_week_or_a_tenth_of_its_time_before() {
+        let day = 86_400;
+        for (lifetime, before) in [
+            (90 * day, 7 * day),
+            (70 * day, 7 * day),
+            (day, day / 10),
+            (0, 0),
+        ] {
+            let ends_at = NOW + secs(lifetime);
+            assert_eq!(
+                warn_at(NOW, ends_at, secs(7 * day)),
+                ends_at - secs(before),
+                "{lifetime} s"
+            );
+        }
     }
 
     #[test]

@@ -88,6 +88,7 @@ mod tests {
                 expires_at: Some(expires_at),
             }),
             has_refresh_token: true,
+            refresh_token_end: None,
             scope: None,
             due_at: None,
             imported_at: NOW,
@@ -95,6 +96,7 @@ mod tests {
             attempted_at: None,
             failures: 0,
             last_failure: None,
+            refused_since: None,
             unused_refreshes: 0,
             mark: None,
         }

@@ -49,9 +49,12 @@ pub fn may_present(
 
 /// Returns whether the one replay that a server's grace allows is still to be had.
 pub fn within_grace(rotation: Rotation, mark: Mark, now: UnixTime) -> bool {
-    // A mark from the future means the clock was set back: treat it as made now.
+    // A mark from the future means that the clock was set back: how old it is nobody knows, and a
+    // replay after the grace revokes the family.
     matches!(rotation, Rotation::Grace(grace)
-        if mark.presented < 2 && now.since(mark.first_sent_at) < grace)
+        if mark.presented < 2
+            && mark.first_sent_at <= now
+            && now.since(mark.first_sent_at) < grace)
 }
 
 #[cfg(test)]
@@ -95,6 +98,19 @@ mod tests {
                 "{rotation:?} presented {presented} after {secs} s"
             );
         }
+    }
+
+    #[test]
+    fn the_grace_of_a_mark_from_the_future_counts_as_over() {
+        let mark = Mark {
+            first_sent_at: SENT,
+            presented: 1,
+        };
+        let now = SENT - Duration::from_secs(1);
+        assert_eq!(
+            may_present(GRACE, mark, now, Some(ENDS)),
+            Replay::NotBefore(ENDS)
+        );
     }
 
     #[test]

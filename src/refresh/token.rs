@@ -79,8 +79,19 @@ pub struct TokenSet {
     pub obtained_at: UnixTime,
     /// The refresh token that the next attempt presents.
     pub refresh_token: Option<RefreshToken>,
+    /// The refresh token's own end, where the server tells it.
+    pub refresh_token_end: Option<RefreshTokenEnd>,
     /// The granted scope, space-separated or as the provider writes it.
     pub scope: Option<String>,
+}
+
+/// The end of a refresh token that use does not put off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefreshTokenEnd {
+    /// When it ends.
+    pub expires_at: UnixTime,
+    /// When to warn of it; `None` once that is done.
+    pub warn_at: Option<UnixTime>,
 }
 
 #[cfg(test)]
@@ -95,6 +106,7 @@ mod tests {
             expires_at: None,
             obtained_at: UnixTime::EPOCH,
             refresh_token: Some(RefreshToken::new("canary-refresh")),
+            refresh_token_end: None,
             scope: None,
         };
         let shown = format!(

@@ -18,6 +18,8 @@ pub struct TokenResponse {
     pub jwt_expires_at: Option<UnixTime>,
     /// A new refresh token, where the server sent a non-empty one.
     pub refresh_token: Option<RefreshToken>,
+    /// How long the refresh token lives, where the server sent a positive number of seconds.
+    pub refresh_token_expires_in: Option<Duration>,
     /// The granted scope; an array is joined by spaces.
     pub scope: Option<String>,
 }
@@ -70,6 +72,13 @@ const KNOWN_CODES: [&str; 15] = [
     "unsupported_token_type",
     "invalid_dpop_proof",
     "use_dpop_nonce",
+];
+
+/// The members under which servers tell the refresh token's lifetime: GitHub and Google, Intuit, Keycloak.
+const REFRESH_TOKEN_LIFETIMES: [&str; 3] = [
+    "refresh_token_expires_in",
+    "x_refresh_token_expires_in",
+    "refresh_expires_in",
 ];
 
 /// The code under which a profile's own word for `invalid_grant` is recorded.
@@ -168,6 +177,9 @@ fn read_tokens(object: &Object) -> Option<TokenResponse> {
         expires_in: object.get("expires_in").and_then(positive_seconds),
         jwt_expires_at: jwt_expiry(&access_token),
         refresh_token: text("refresh_token").map(RefreshToken::new),
+        refresh_token_expires_in: REFRESH_TOKEN_LIFETIMES
+            .into_iter()
+            .find_map(|member| positive_seconds(object.get(member)?)),
         scope: object.get("scope").and_then(scope_text),
         access_token: AccessToken::new(access_token),
     })
@@ -254,7 +266,40 @@ pub fn jwt_expiry(access_token: &str) -> Option<UnixTime> {
     (exp.is_finite() && exp > 0.0).then(|| UnixTime::from_millis((exp * 1000.0) as i64))
 }
 
+impl Refusal {
+    /// Returns whether nothing says why: a 4xx that names no known error, or one that explains nothing.
+    ///
+    /// Neither a verdict nor a trouble that passes by itself; see [`super::policy::Policy::refuse_after`].
+    pub fn unexplained(&self) -> bool {
+        const EXPLAINED: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
+        is_client_error(self.status) && !self.code.is_some_and(|code| EXPLAINED.contains(&code))
+    }
+}
+
+/// What an outcome says about the server's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contact {
+    /// It served a token set.
+    Served,
+    /// It answered.
+    Reached,
+    /// It was not reached, gave no whole answer, or has trouble of its own (5xx).
+    Failed,
+}
+
 impl Outcome {
+    /// Says what this outcome tells about the server's health.
+    pub fn contact(&self) -> Contact {
+        match self {
+            Outcome::Tokens(_) => Contact::Served,
+            Outcome::RefusedForNow { refusal, .. } if refusal.status >= 500 => Contact::Failed,
+            Outcome::RefusedForGood(_)
+            | Outcome::RefusedForAll(_)
+            | Outcome::RefusedForNow { .. } => Contact::Reached,
+            Outcome::Unknown(_) | Outcome::NotSent(_) => Contact::Failed,
+        }
+    }
+
     /// Returns a short code for logs and rows: `ok`, `http-503`, `invalid_grant`, `connect`. Never a server's own text.
     pub fn code(&self) -> String {
         match self {
@@ -282,273 +327,5 @@ impl Outcome {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    const NOW: UnixTime = UnixTime::from_secs(1_790_000_000);
-
-    fn classified(status: u16, body: &str) -> Outcome {
-        let answer = Answer {
-            status,
-            retry_after: None,
-            body: body.as_bytes(),
-        };
-        classify(&answer, &["BAD_REFRESH_TOKEN".to_owned()], NOW)
-    }
-
-    fn tokens(body: serde_json::Value) -> TokenResponse {
-        match classified(200, &body.to_string()) {
-            Outcome::Tokens(tokens) => tokens,
-            other => panic!("{body} gave {other:?}"),
-        }
-    }
-
-    #[test]
-    fn expires_in_is_read_leniently() {
-        let read = |value: serde_json::Value| {
-            tokens(json!({"access_token": "a", "expires_in": value})).expires_in
-        };
-        assert_eq!(read(json!(21_600)), Some(Duration::from_secs(21_600)));
-        assert_eq!(read(json!("3600")), Some(Duration::from_secs(3600)));
-        assert_eq!(read(json!(" 3600 ")), Some(Duration::from_secs(3600)));
-        assert_eq!(read(json!(59.5)), Some(Duration::from_millis(59_500)));
-        for unusable in [
-            json!(0),
-            json!(-5),
-            json!("0"),
-            json!("soon"),
-            json!(null),
-            json!(true),
-            json!("NaN"),
-            json!("-inf"),
-            json!([3600]),
-        ] {
-            assert_eq!(read(unusable.clone()), None, "{unusable}");
-        }
-        assert!(read(json!(1e300)).is_some_and(|d| NOW + d > NOW));
-        assert_eq!(tokens(json!({"access_token": "a"})).expires_in, None);
-    }
-
-    #[test]
-    fn token_type_is_kept_as_written_and_defaults_to_bearer() {
-        let read = |value: serde_json::Value| {
-            tokens(json!({"access_token": "a", "token_type": value})).token_type
-        };
-        assert_eq!(read(json!("bearer")), "bearer");
-        assert_eq!(read(json!("BEARER")), "BEARER");
-        assert_eq!(read(json!("DPoP")), "DPoP");
-        assert_eq!(read(json!("")), "Bearer");
-        assert_eq!(read(json!(7)), "Bearer");
-        assert_eq!(read(json!("x".repeat(200))), "Bearer");
-        assert_eq!(tokens(json!({"access_token": "a"})).token_type, "Bearer");
-    }
-
-    #[test]
-    fn a_16_kib_token_and_unknown_members_are_taken() {
-        let long = "t".repeat(16 * 1024);
-        let read = tokens(json!({"access_token": long, "hub_id": 7, "nested": {"a": [1]}}));
-        assert_eq!(read.access_token.expose(), long);
-    }
-
-    #[test]
-    fn an_empty_refresh_token_counts_as_none_sent() {
-        assert_eq!(
-            tokens(json!({"access_token": "a", "refresh_token": ""})).refresh_token,
-            None
-        );
-        assert_eq!(
-            tokens(json!({"access_token": "a", "refresh_token": null})).refresh_token,
-            None
-        );
-    }
-
-    #[test]
-    fn scope_may_be_a_string_or_an_array() {
-        let read =
-            |value: serde_json::Value| tokens(json!({"access_token": "a", "scope": value})).scope;
-        assert_eq!(read(json!("a b")).as_deref(), Some("a b"));
-        assert_eq!(read(json!(["a", "b"])).as_deref(), Some("a b"));
-        assert_eq!(read(json!("")), None);
-        assert_eq!(read(json!([])), None);
-        assert_eq!(read(json!("a\u{1b}[31m b")), None);
-        assert_eq!(read(json!(["a\nb"])), None);
-        assert_eq!(read(json!("a ".repeat(10_000))), None);
-    }
-
-    #[test]
-    fn a_secret_that_a_server_echoes_is_not_taken_for_a_scope_or_a_type() {
-        for secret in [
-            "access-canary",
-            "refresh-canary",
-            "presented-canary",
-            "client-canary",
-        ] {
-            let mut read = tokens(json!({
-                "access_token": "access-canary", "refresh_token": "refresh-canary",
-                "token_type": secret, "scope": format!("read {secret}"),
-            }));
-            read.drop_echoes(&["presented-canary", "client-canary"]);
-            assert_eq!((read.token_type.as_str(), read.scope), ("Bearer", None));
-        }
-        let mut read = tokens(json!({"access_token": "read", "scope": "read write"}));
-        read.drop_echoes(&["write", ""]);
-        assert_eq!(read.scope.as_deref(), Some("read write"));
-    }
-
-    #[test]
-    fn a_jwt_tells_its_expiry() {
-        use base64::Engine;
-        let encode = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
-        let jwt = format!("{}.{}.sig", encode("{}"), encode(r#"{"exp":1790003600}"#));
-        assert_eq!(
-            tokens(json!({"access_token": jwt})).jwt_expires_at,
-            Some(UnixTime::from_secs(1_790_003_600))
-        );
-        for not_a_jwt in ["opaque", "a.b.c", "a..c", "...", "é.é.é"] {
-            assert_eq!(jwt_expiry(not_a_jwt), None);
-        }
-    }
-
-    /// What each answer means.
-    #[test]
-    fn answers_are_told_apart() {
-        let now = |status, code| Outcome::RefusedForNow {
-            refusal: Refusal { status, code },
-            retry_after: None,
-        };
-        let good = |status, code| {
-            Outcome::RefusedForGood(Refusal {
-                status,
-                code: Some(code),
-            })
-        };
-        let all = |status, code| {
-            Outcome::RefusedForAll(Refusal {
-                status,
-                code: Some(code),
-            })
-        };
-        let html = "  <!doctype html><h1>log in</h1>";
-        let table = [
-            (
-                400,
-                r#"{"error":"invalid_grant"}"#,
-                good(400, "invalid_grant"),
-            ),
-            (
-                401,
-                r#"{"error":"invalid_grant"}"#,
-                good(401, "invalid_grant"),
-            ),
-            (
-                403,
-                r#"{"error":"invalid_grant"}"#,
-                good(403, "invalid_grant"),
-            ),
-            (
-                200,
-                r#"{"error":"invalid_grant"}"#,
-                good(200, "invalid_grant"),
-            ),
-            (
-                400,
-                r#"{"status":"BAD_REFRESH_TOKEN","message":"m"}"#,
-                good(400, DEAD_GRANT),
-            ),
-            (
-                401,
-                r#"{"error":"invalid_client"}"#,
-                all(401, "invalid_client"),
-            ),
-            (
-                400,
-                r#"{"error":"unauthorized_client"}"#,
-                all(400, "unauthorized_client"),
-            ),
-            (
-                400,
-                r#"{"error":"unsupported_grant_type"}"#,
-                all(400, "unsupported_grant_type"),
-            ),
-            (
-                503,
-                r#"{"error":"invalid_grant"}"#,
-                now(503, Some("invalid_grant")),
-            ),
-            (
-                429,
-                r#"{"error":"invalid_client"}"#,
-                now(429, Some("invalid_client")),
-            ),
-            (408, "", now(408, None)),
-            (400, "", now(400, None)),
-            (400, html, now(400, None)),
-            (
-                400,
-                r#"{"error":"invalid_request"}"#,
-                now(400, Some("invalid_request")),
-            ),
-            (400, r#"{"error":"s3cr3t-echoed"}"#, now(400, None)),
-            (400, r#"{"error":{"code":"x"}}"#, now(400, None)),
-            (302, "", now(302, None)),
-            (500, html, now(500, None)),
-            (200, html, now(200, None)),
-            (200, r#"{"access_token":""}"#, now(200, None)),
-            (200, r#"{"access_token":7}"#, now(200, None)),
-            (200, r#"["access_token"]"#, now(200, None)),
-            (
-                200,
-                r#"{"error":"nope","access_token":"a"}"#,
-                now(200, None),
-            ),
-            (
-                200,
-                r#"{"access_token":"a","exp"#,
-                Outcome::Unknown("unreadable"),
-            ),
-            (200, "", Outcome::Unknown("unreadable")),
-        ];
-        for (status, body, meaning) in table {
-            assert_eq!(classified(status, body), meaning, "{status} {body}");
-        }
-    }
-
-    #[test]
-    fn retry_after_is_read_as_seconds_or_date_and_clamped() {
-        let wait = |value: &str| {
-            let answer = Answer {
-                status: 429,
-                retry_after: Some(value),
-                body: b"",
-            };
-            match classify(&answer, &[], NOW) {
-                Outcome::RefusedForNow { retry_after, .. } => retry_after,
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!(wait("7"), Some(Duration::from_secs(7)));
-        assert_eq!(
-            wait("999999999"),
-            Some(super::super::policy::RETRY_AFTER_CAP)
-        );
-        // 2026-09-21T14:13:20Z is NOW.
-        assert_eq!(
-            wait("Mon, 21 Sep 2026 14:14:20 GMT"),
-            Some(Duration::from_secs(60))
-        );
-        assert_eq!(wait("Mon, 21 Sep 2020 14:14:20 GMT"), Some(Duration::ZERO));
-        assert_eq!(wait("-3"), None);
-        assert_eq!(wait("soon"), None);
-    }
-
-    #[test]
-    fn a_servers_own_words_never_become_a_code() {
-        let outcome = classified(
-            400,
-            r#"{"error":"canary-token","error_description":"canary"}"#,
-        );
-        assert_eq!(outcome.code(), "http-400");
-        assert!(!format!("{outcome:?}").contains("canary"));
-    }
-}
+#[path = "token_response_tests.rs"]
+mod tests;

@@ -64,6 +64,8 @@ pub struct Failure {
     pub failures: u32,
     /// Whether the request's fate stays unknown: then the mark stays.
     pub fate_unknown: bool,
+    /// Since when the server refuses the grant without saying why.
+    pub refused_since: Option<UnixTime>,
     /// A change of standing, if this failure is a verdict.
     pub needs_authorization: Option<NeedsReason>,
     /// Now.
@@ -200,7 +202,8 @@ fn commit_tokens(session: &Session<'_>, commit: &TokenCommit) -> Result<Cas, Tro
             standing_since = ?5, token_type = ?6, obtained_at = ?7, expires_at = ?8, scope = ?9,
             due_at = ?10, refreshed_at = ?11, attempted_at = ?11, failures = 0,
             last_failure = NULL, unused_refreshes = ?12, key_id = ?13, access_token = ?14,
-            refresh_token = ?15, refresh_tokens = ?16
+            refresh_token = ?15, refresh_tokens = ?16, refused_since = NULL,
+            refresh_token_expires_at = ?17, refresh_token_warn_at = ?18
          WHERE id = ?1",
         params![
             grant.id.0,
@@ -219,6 +222,8 @@ fn commit_tokens(session: &Session<'_>, commit: &TokenCommit) -> Result<Cas, Tro
             sealed.access_token,
             sealed.refresh_token,
             remembered.bytes(),
+            millis(tokens.refresh_token_end.map(|end| end.expires_at)),
+            millis(tokens.refresh_token_end.and_then(|end| end.warn_at)),
         ],
     )?;
     session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
@@ -284,7 +289,8 @@ fn fail(
     };
     session.write(
         "UPDATE grants SET version = version + 1, standing = ?2, reason = ?3,
-            standing_since = ?4, due_at = ?5, attempted_at = ?6, failures = ?7, last_failure = ?8
+            standing_since = ?4, due_at = ?5, attempted_at = ?6, failures = ?7, last_failure = ?8,
+            refused_since = ?9
          WHERE id = ?1",
         params![
             id.0,
@@ -295,6 +301,7 @@ fn fail(
             failure.at.as_millis(),
             failure.failures,
             failure.code,
+            millis(failure.refused_since),
         ],
     )?;
     if !failure.fate_unknown {

@@ -12,7 +12,7 @@ use super::rows::{self, Opened, SealedTokens, millis, select_grant};
 use super::seal::Purpose;
 use super::session::{Session, Trouble};
 use super::writer::Class;
-use super::{Store, StoreError};
+use super::{Cas, Store, StoreError};
 use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Standing};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
@@ -176,6 +176,23 @@ impl Store {
     ) -> Result<Option<Grant>, StoreError> {
         self.write(Class::Rest, move |session| {
             put_standing(session, id, standing, due_at, by, at)
+        })
+        .await
+    }
+
+    /// Notes that the warning of a refresh token's end was given, if the grant still has this generation.
+    pub async fn note_warned(&self, id: GrantId, generation: u64) -> Result<Cas, StoreError> {
+        self.write(Class::Rest, move |session| {
+            let changed = session.write(
+                "UPDATE grants SET version = version + 1, refresh_token_warn_at = NULL
+                 WHERE id = ?1 AND generation = ?2",
+                params![id.0, generation as i64],
+            )?;
+            if changed == 0 {
+                Ok(Cas::Lost)
+            } else {
+                Ok(Cas::Applied(load(session, id)?))
+            }
         })
         .await
     }
@@ -391,7 +408,8 @@ fn put_import(
             standing = ?3, reason = ?4, token_type = ?6, obtained_at = ?7, expires_at = ?8,
             scope = ?9, due_at = ?10, imported_at = ?5, refreshed_at = NULL, attempted_at = NULL,
             failures = 0, last_failure = NULL, unused_refreshes = 0, key_id = ?11,
-            access_token = ?12, refresh_token = ?13, refresh_tokens = ?14
+            access_token = ?12, refresh_token = ?13, refresh_tokens = ?14, refused_since = NULL,
+            refresh_token_expires_at = ?15, refresh_token_warn_at = ?16
          WHERE id = ?1",
         params![
             id.0,
@@ -408,6 +426,8 @@ fn put_import(
             access_token,
             refresh_token,
             remembered.bytes(),
+            millis(tokens.refresh_token_end.map(|end| end.expires_at)),
+            millis(tokens.refresh_token_end.and_then(|end| end.warn_at)),
         ],
     )?;
     let imported = Entry {

@@ -11,7 +11,7 @@
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
 //! | `rows` | a grant's row, read and opened |
-//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `revocations`, `providers`, `activity`, `maintenance` | the verbs |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
@@ -27,6 +27,7 @@ mod maintenance;
 mod open;
 mod providers;
 mod reader;
+mod restamp;
 pub mod restore;
 mod revocations;
 mod rows;
@@ -51,6 +52,7 @@ pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};
 pub use open::{OpenError, Options};
 pub use providers::ProviderState;
+pub use restamp::Restamper;
 pub use revocations::{RevocationId, RevocationJob};
 pub use schedule::{Filter, Rescheduler};
 

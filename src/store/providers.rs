@@ -7,6 +7,7 @@ use rusqlite::params;
 use super::rows::{maybe_time, millis};
 use super::writer::Class;
 use super::{Store, StoreError};
+use crate::refresh::pacing::Unreachable;
 use crate::refresh::time::UnixTime;
 
 /// What is kept about a provider across restarts.
@@ -20,10 +21,14 @@ pub struct ProviderState {
     pub stopped_at: Option<UnixTime>,
     /// No request leaves before this.
     pub cool_down_until: Option<UnixTime>,
+    /// When it last served a token set; may be a minute behind after a crash.
+    pub served_at: Option<UnixTime>,
+    /// That it can't be reached, if so.
+    pub unreachable: Option<Unreachable>,
     /// Whether an admin paused the provider.
     pub paused: bool,
-    /// The margin, in milliseconds, that the due times in the table were computed with.
-    pub margin_ms: Option<i64>,
+    /// What the due times in the table were computed with; see [`Policy::schedule`](crate::refresh::policy::Policy::schedule).
+    pub schedule: Option<String>,
 }
 
 impl Store {
@@ -31,15 +36,21 @@ impl Store {
     pub async fn provider_states(&self) -> Result<BTreeMap<String, ProviderState>, StoreError> {
         self.read(|session| {
             let sql = "SELECT name, stopped, stopped_credentials, stopped_at, cool_down_until,
-                    paused, margin_ms FROM providers";
+                    paused, schedule, served_at, unreachable_since, probe_at FROM providers";
             let states = session.all(sql, [], |row| {
+                let unreachable = match (maybe_time(row, 8)?, maybe_time(row, 9)?) {
+                    (Some(since), Some(probe_at)) => Some(Unreachable { since, probe_at }),
+                    _ => None,
+                };
                 let state = ProviderState {
                     stopped: row.get(1)?,
                     stopped_credentials: row.get(2)?,
                     stopped_at: maybe_time(row, 3)?,
                     cool_down_until: maybe_time(row, 4)?,
                     paused: row.get(5)?,
-                    margin_ms: row.get(6)?,
+                    schedule: row.get(6)?,
+                    served_at: maybe_time(row, 7)?,
+                    unreachable,
                 };
                 Ok((row.get(0)?, state))
             })?;
@@ -59,8 +70,9 @@ impl Store {
             session
                 .write(
                     "INSERT OR REPLACE INTO providers (name, stopped, stopped_credentials,
-                        stopped_at, cool_down_until, paused, margin_ms)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                        stopped_at, cool_down_until, paused, schedule, served_at,
+                        unreachable_since, probe_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                     params![
                         name,
                         state.stopped,
@@ -68,7 +80,10 @@ impl Store {
                         millis(state.stopped_at),
                         millis(state.cool_down_until),
                         state.paused,
-                        state.margin_ms,
+                        state.schedule,
+                        millis(state.served_at),
+                        millis(state.unreachable.map(|it| it.since)),
+                        millis(state.unreachable.map(|it| it.probe_at)),
                     ],
                 )
                 .map(drop)

@@ -7,7 +7,7 @@ use super::seal::{Bound, Purpose};
 use super::session::{Session, Trouble};
 use crate::refresh::grant::{AccessFacts, Grant, GrantId, GrantKey, Mark, PauseReason, Standing};
 use crate::refresh::time::UnixTime;
-use crate::refresh::token::TokenSet;
+use crate::refresh::token::{RefreshTokenEnd, TokenSet};
 
 /// Selects whole grants, marks included, for [`grant`] to read.
 macro_rules! select_grant {
@@ -17,7 +17,8 @@ macro_rules! select_grant {
              g.standing, g.reason, g.standing_since, g.access_token IS NOT NULL, g.token_type, \
              g.obtained_at, g.expires_at, g.refresh_token IS NOT NULL, g.scope, g.due_at, \
              g.imported_at, g.refreshed_at, g.attempted_at, g.failures, g.last_failure, \
-             g.unused_refreshes, m.first_sent_at, m.presented \
+             g.unused_refreshes, m.first_sent_at, m.presented, g.refused_since, \
+             g.refresh_token_expires_at, g.refresh_token_warn_at \
              FROM grants g LEFT JOIN marks m ON m.grant_id = g.id ",
             $rest
         )
@@ -43,6 +44,13 @@ pub(super) fn grant(row: &Row<'_>) -> rusqlite::Result<Grant> {
         }),
         None => None,
     };
+    let refresh_token_end = match maybe_time(row, 26)? {
+        Some(expires_at) => Some(RefreshTokenEnd {
+            expires_at,
+            warn_at: maybe_time(row, 27)?,
+        }),
+        None => None,
+    };
     Ok(Grant {
         id: GrantId(row.get(0)?),
         key: GrantKey {
@@ -58,6 +66,7 @@ pub(super) fn grant(row: &Row<'_>) -> rusqlite::Result<Grant> {
         standing_since: time(row, 9)?,
         access: row.get::<_, bool>(10)?.then_some(access),
         has_refresh_token: row.get(14)?,
+        refresh_token_end,
         scope: row.get(15)?,
         due_at: maybe_time(row, 16)?,
         imported_at: time(row, 17)?,
@@ -65,6 +74,7 @@ pub(super) fn grant(row: &Row<'_>) -> rusqlite::Result<Grant> {
         attempted_at: maybe_time(row, 19)?,
         failures: count(row, 20)?.try_into().unwrap_or(u32::MAX),
         last_failure: row.get(21)?,
+        refused_since: maybe_time(row, 25)?,
         unused_refreshes: count(row, 22)?.try_into().unwrap_or(u32::MAX),
         mark,
     })

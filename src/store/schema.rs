@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// One step per version, never edited once released. `user_version` counts the steps taken.
-const MIGRATIONS: &[&str] = &[V1, V2];
+const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 const V1: &str = "
 CREATE TABLE store (
@@ -146,6 +146,22 @@ CREATE TABLE history (
     received BLOB,
     PRIMARY KEY (grant_id, number)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// The due index carries what a page of the schedule needs, so that a backlog is read without its rows.
+const V3: &str = "
+ALTER TABLE grants ADD COLUMN refused_since INTEGER;
+ALTER TABLE grants ADD COLUMN refresh_token_expires_at INTEGER;
+ALTER TABLE grants ADD COLUMN refresh_token_warn_at INTEGER;
+ALTER TABLE providers ADD COLUMN schedule TEXT;
+UPDATE providers SET schedule = margin_ms;
+ALTER TABLE providers DROP COLUMN margin_ms;
+ALTER TABLE providers ADD COLUMN served_at INTEGER;
+ALTER TABLE providers ADD COLUMN unreachable_since INTEGER;
+ALTER TABLE providers ADD COLUMN probe_at INTEGER;
+DROP INDEX grants_due;
+CREATE INDEX grants_due ON grants (provider, due_at, id, expires_at, version)
+    WHERE due_at IS NOT NULL;
 ";
 
 /// Opens a connection for writing, set up as every writer is.
@@ -354,6 +370,40 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_of_version_one_is_kept_by_the_step_to_breakers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        migrate(&mut conn, &[V1, V2]).unwrap();
+        conn.execute_batch(
+            "INSERT INTO grants (namespace, user, provider, account, version, generation, standing,
+                reason, standing_since, token_type, obtained_at, due_at, imported_at, failures,
+                unused_refreshes, key_id)
+             VALUES ('default', 'ann', 'box', '', 4, 3, 'active', '', 1, 'Bearer', 2, 9, 3, 0, 0, 1);
+             INSERT INTO providers (name, paused, margin_ms) VALUES ('box', 1, 300000);",
+        )
+        .unwrap();
+        assert!(upgrade(&mut conn).unwrap());
+        let row: (i64, i64, Option<i64>, Option<i64>) = conn
+            .query_row(
+                "SELECT generation, due_at, refused_since, refresh_token_warn_at FROM grants",
+                [],
+                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)),
+            )
+            .unwrap();
+        assert_eq!(row, (3, 9, None, None));
+        let row: (bool, Option<i64>, String) = conn
+            .query_row(
+                "SELECT paused, probe_at, schedule FROM providers",
+                [],
+                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
+            )
+            .unwrap();
+        assert_eq!(row, (true, None, "300000".to_owned()));
+        assert_eq!(identity(&conn).unwrap().version, VERSION);
+    }
+
+    #[test]
     fn a_step_that_does_not_work_leaves_the_version_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = new_file(dir.path());
@@ -413,6 +463,10 @@ mod tests {
             let steps = steps.join("; ");
             assert!(
                 steps.contains(index) && !steps.contains("TEMP B-TREE"),
+                "{steps}"
+            );
+            assert!(
+                index != "grants_due" || steps.contains("COVERING INDEX"),
                 "{steps}"
             );
         }

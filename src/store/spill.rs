@@ -20,7 +20,7 @@ use super::seal::{Bound, Purpose};
 use super::{Store, StoreError};
 use crate::refresh::grant::{GrantId, Standing};
 use crate::refresh::time::UnixTime;
-use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
+use crate::refresh::token::{AccessToken, RefreshToken, RefreshTokenEnd, TokenSet};
 
 /// Room for the sets of 256 attempts, which is the usual cap, with 16 KiB of tokens each.
 const SPILL_BYTES: u64 = 4 << 20;
@@ -43,6 +43,8 @@ struct Record {
     expires_at: Option<i64>,
     obtained_at: i64,
     refresh_token: Option<String>,
+    refresh_token_expires_at: Option<i64>,
+    refresh_token_warn_at: Option<i64>,
     scope: Option<String>,
     due_at: Option<i64>,
     standing: String,
@@ -202,6 +204,7 @@ fn bound(row: i64, generation: u64) -> Bound<'static> {
 
 fn record(commit: &TokenCommit) -> Record {
     let tokens = &commit.tokens;
+    let end = tokens.refresh_token_end;
     Record {
         provider: commit.provider.clone(),
         access_token: tokens.access_token.as_ref().map(|t| t.expose().to_owned()),
@@ -209,6 +212,8 @@ fn record(commit: &TokenCommit) -> Record {
         expires_at: tokens.expires_at.map(UnixTime::as_millis),
         obtained_at: tokens.obtained_at.as_millis(),
         refresh_token: tokens.refresh_token.as_ref().map(|t| t.expose().to_owned()),
+        refresh_token_expires_at: end.map(|end| end.expires_at.as_millis()),
+        refresh_token_warn_at: end.and_then(|end| end.warn_at).map(UnixTime::as_millis),
         scope: tokens.scope.clone(),
         due_at: commit.due_at.map(UnixTime::as_millis),
         standing: commit.standing.name().to_owned(),
@@ -233,6 +238,10 @@ fn opened(keyring: &Keyring, head: &Head, sealed: &[u8]) -> Option<TokenCommit> 
         expires_at: record.expires_at.map(UnixTime::from_millis),
         obtained_at: UnixTime::from_millis(record.obtained_at),
         refresh_token: record.refresh_token.take().map(RefreshToken::new),
+        refresh_token_end: record.refresh_token_expires_at.map(|at| RefreshTokenEnd {
+            expires_at: UnixTime::from_millis(at),
+            warn_at: record.refresh_token_warn_at.map(UnixTime::from_millis),
+        }),
         scope: record.scope.take(),
     };
     Some(TokenCommit {

@@ -19,6 +19,8 @@ pub struct Config {
     pub providers: BTreeMap<String, String>,
     /// `[app.NAME]`.
     pub apps: BTreeMap<String, String>,
+    /// What the daemon's environment holds beside the usual.
+    pub environment: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -38,6 +40,7 @@ impl Config {
             outbound: String::new(),
             providers: BTreeMap::new(),
             apps: BTreeMap::new(),
+            environment: BTreeMap::new(),
         };
         config.app(
             "test",
@@ -48,6 +51,12 @@ impl Config {
     /// Adds to `[daemon]`.
     pub fn daemon(mut self, toml: &str) -> Config {
         self.daemon = format!("{}\n{toml}", self.daemon);
+        self
+    }
+
+    /// Sets a variable of the daemon's environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Config {
+        self.environment.insert(name.to_owned(), value.to_owned());
         self
     }
 

@@ -407,6 +407,7 @@ fn spawn(
         .arg(config.file())
         .env("NOTIFY_SOCKET", &notify)
         .env("RUST_BACKTRACE", "1")
+        .envs(&config.environment)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -231,6 +231,20 @@ fn grants_pages_through_cursors() {
 }
 
 #[test]
+fn show_says_when_the_refresh_token_ends_where_that_is_known() {
+    let server = Server::start(|_| {
+        let mut grant = grant("alice", "active", "");
+        grant["refresh_token_expires_at"] = "2026-11-29T00:00:00Z".into();
+        ok(grant)
+    });
+    let shown = run(&server.socket, &["show", "alice", "hubspot"], "").out;
+    assert!(
+        shown.contains("refresh token     ends 2026-11-29T00:00:00Z"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn release_all_resumes_held_grants_only_each_in_its_namespace() {
     let server = Server::start(|seen| {
         if seen.line.starts_with("POST") {

@@ -91,6 +91,7 @@ fn view(provider: &str) -> GrantView {
         expires_at: None,
         due_at: None,
         has_refresh_token: true,
+        refresh_token_expires_at: None,
         scope: None,
         imported_at: UnixTime::EPOCH.rfc3339(),
         refreshed_at: None,

@@ -4,6 +4,7 @@ mod backing_up;
 mod counting;
 mod history;
 mod opening;
+mod restamping;
 mod sealing;
 mod spilling;
 mod verbs;
@@ -24,7 +25,7 @@ use super::*;
 use crate::refresh::grant::{Grant, GrantKey, Standing};
 use crate::refresh::horizon::Due;
 use crate::refresh::time::UnixTime;
-use crate::refresh::token::{AccessToken, RefreshToken, TokenKind, TokenSet};
+use crate::refresh::token::{AccessToken, RefreshToken, RefreshTokenEnd, TokenKind, TokenSet};
 
 /// Makes the disk fail on demand.
 #[derive(Default)]
@@ -164,6 +165,10 @@ fn tokens(name: &str) -> TokenSet {
         expires_at: Some(at(3600)),
         obtained_at: at(0),
         refresh_token: Some(RefreshToken::new(format!("refresh-{name}"))),
+        refresh_token_end: Some(RefreshTokenEnd {
+            expires_at: at(90_000),
+            warn_at: Some(at(81_000)),
+        }),
         scope: Some("crm.read crm.write".into()),
     }
 }
@@ -210,6 +215,7 @@ fn failure(code: &str) -> Failure {
         due_at: Some(at(200)),
         failures: 1,
         fate_unknown: false,
+        refused_since: None,
         needs_authorization: None,
         at: at(100),
     }

@@ -12,6 +12,7 @@ fn set(grant: &Grant, name: &str) -> TokenCommit {
             expires_at: Some(at(7200)),
             obtained_at: at(3600),
             refresh_token: Some(RefreshToken::new(format!("refresh-{name}"))),
+            refresh_token_end: tokens(name).refresh_token_end,
             scope: Some("a b".into()),
         }),
         due_at: Some(at(7000)),

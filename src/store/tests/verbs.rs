@@ -1,5 +1,6 @@
 use super::*;
 use crate::refresh::grant::{AccessFacts, GrantId, Mark, NeedsReason, PauseReason};
+use crate::refresh::pacing::Unreachable;
 
 const ADMIN: Standing = Standing::Paused(PauseReason::Admin);
 
@@ -845,6 +846,40 @@ async fn a_note_that_comes_after_the_last_grant_was_deleted_does_not_bring_the_u
 }
 
 #[tokio::test]
+async fn a_refresh_tokens_end_and_an_unexplained_refusal_are_kept_until_a_new_set_or_an_import() {
+    let bench = Bench::new();
+    let grant = bench.import("anna").await;
+    assert_eq!(grant.refresh_token_end, tokens("anna").refresh_token_end);
+    let refused = Failure {
+        refused_since: Some(at(7)),
+        ..failure("http-400")
+    };
+    let store = &bench.store;
+    let failed = applied(store.record_failure(grant.id, 1, refused.clone()).await);
+    assert_eq!(failed.refused_since, Some(at(7)));
+    let warned = applied(store.note_warned(grant.id, 1).await);
+    let end = warned.refresh_token_end.unwrap();
+    assert_eq!((end.expires_at, end.warn_at), (at(90_000), None));
+    assert!(warned.version > failed.version);
+    assert_eq!(store.note_warned(grant.id, 9).await, Ok(Cas::Lost));
+    let refreshed = applied(store.commit_tokens(commit(&warned, "second")).await);
+    assert_eq!(refreshed.refused_since, None);
+    assert_eq!(
+        refreshed.refresh_token_end,
+        tokens("second").refresh_token_end
+    );
+    applied(store.record_failure(grant.id, 2, refused).await);
+    let import = Import {
+        replace: true,
+        ..replacing("anna", "third")
+    };
+    let Imported::Replaced(imported) = store.import(import).await.unwrap() else {
+        panic!("not replaced");
+    };
+    assert_eq!(imported.refused_since, None);
+}
+
+#[tokio::test]
 async fn a_providers_state_survives_a_restart() {
     let bench = Bench::new();
     let state = ProviderState {
@@ -853,7 +888,12 @@ async fn a_providers_state_survives_a_restart() {
         stopped_at: Some(at(1)),
         cool_down_until: Some(at(2)),
         paused: true,
-        margin_ms: Some(60_000),
+        schedule: Some("60000".into()),
+        served_at: Some(at(3)),
+        unreachable: Some(Unreachable {
+            since: at(4),
+            probe_at: at(5),
+        }),
     };
     bench
         .store

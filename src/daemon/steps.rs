@@ -1,0 +1,114 @@
+//! What is done when the wall clock was set, or the machine slept.
+//!
+//! Set forward, or awake again: the schedule catches up by itself, soonest end first, under each
+//! provider's rate and caps; nobody counts as away for the time that was left out. Set back: stamps from
+//! the future are taken back by as much, so that no token is served, and no refresh waits, for longer than it should.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clock::Step;
+use super::driver::Event;
+use super::shared::Shared;
+use crate::refresh::grant::{Grant, GrantId};
+use crate::refresh::time::UnixTime;
+use crate::store::{Cas, StoreError};
+
+/// Rows that are restamped in one transaction.
+const BATCH: usize = 500;
+/// A restamp that the store refused is tried again after this.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Does what a step of the clock needs, but for the schedule, which the driver asks again anyway.
+pub(super) fn stepped(shared: &Arc<Shared>, step: Step) {
+    let now = shared.clock.now();
+    match step {
+        Step::Forward { before, by } => {
+            let by_seconds = by.as_secs();
+            tracing::info!(by_seconds, %now, "clock-stepped");
+            shared.activity.set_forward(before, by);
+        }
+        Step::Back { by } => {
+            let by_seconds = -(by.as_secs() as i64);
+            tracing::warn!(by_seconds, %now, "clock-stepped");
+            set_back(shared, now, by);
+        }
+    }
+}
+
+/// Tells of a clock that was set back while no freshd ran. By how much is not known, so that what was obtained
+/// last counts as obtained now.
+pub(super) fn look_at_start(shared: &Arc<Shared>) {
+    let now = shared.clock.now();
+    if let Some(served_at) = shared.providers.newest_served_at()
+        && served_at > now
+    {
+        let by_seconds = -(served_at.since(now).as_secs() as i64);
+        tracing::warn!(by_seconds, %now, "clock-stepped");
+        set_back(shared, now, Duration::ZERO);
+    }
+}
+
+fn set_back(shared: &Arc<Shared>, now: UnixTime, by: Duration) {
+    shared.activity.set_back();
+    shared.providers.set_back(now, by);
+    shared.cache.clear();
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        while let Err(error) = restamp(&shared, by).await {
+            tracing::debug!(%error, "restamp-failed");
+            tokio::time::sleep(RETRY).await;
+        }
+        shared.cache.clear();
+        for provider in shared.providers.all().keys() {
+            // The next write brings the rest.
+            let _ = shared.providers.write(provider).await;
+            let provider = provider.clone();
+            let _ = shared.driver.send(Event::Rescheduled { provider });
+        }
+    });
+}
+
+/// What became of a commit, restamped if the clock was set back while its token set was held.
+pub(super) async fn restamped(shared: &Shared, committed: Cas) -> Cas {
+    let Cas::Applied(grant) = committed else {
+        return committed;
+    };
+    let now = shared.clock.now();
+    let restamper = move |grant: &Grant| grant.restamped(now, Duration::ZERO);
+    if restamper(&grant).is_none() {
+        return Cas::Applied(grant);
+    }
+    // Whatever fails here, every reader restamps what is from the future for itself.
+    let _ = shared
+        .store
+        .restamp(vec![grant.id], Box::new(restamper))
+        .await;
+    match shared.store.grant_by_id(grant.id).await {
+        Ok(Some(restamped)) => Cas::Applied(restamped),
+        Ok(None) | Err(_) => Cas::Applied(grant),
+    }
+}
+
+/// Restamps all grants with stamps from the future. What is written meanwhile is stamped by the new clock.
+async fn restamp(shared: &Shared, by: Duration) -> Result<(), StoreError> {
+    let (mut after, mut grants): (Option<GrantId>, u64) = (None, 0);
+    loop {
+        let now = shared.clock.now();
+        let ids = shared.store.stamped_after(now, after, BATCH).await?;
+        let Some(last) = ids.last().copied() else {
+            break;
+        };
+        let restamp = Box::new(move |grant: &Grant| grant.restamped(now, by));
+        grants += shared.store.restamp(ids, restamp).await?;
+        after = Some(last);
+    }
+    if grants > 0 {
+        tracing::info!(grants, "restamped");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "steps_tests.rs"]
+mod tests;

@@ -198,6 +198,8 @@ pub enum ProviderEffect {
 
 /// A provider that says "too many requests" without saying for how long is left alone this long.
 const DEFAULT_COOL_DOWN: Duration = Duration::from_secs(30);
+/// No cool-down is shorter, so that a `Retry-After: 0` does not make one of each answer.
+const SHORTEST_COOL_DOWN: Duration = Duration::from_secs(1);
 /// Two ends of a refresh token that lie no further apart are the same one, told in whole seconds left.
 const SAME_END: Duration = Duration::from_secs(60);
 
@@ -388,10 +390,13 @@ impl Grant {
         } else {
             policy::BACKOFF_CAP
         };
+        // "Too many, come back at once" is not to be taken at its word.
+        let cool_down =
+            |wait: Duration| ProviderEffect::CoolDown(now + wait.max(SHORTEST_COOL_DOWN));
         // `Retry-After` on a 429 or 503 speaks of the server; on anything else, of this request.
         let provider = match (refusal.status, retry_after) {
-            (429, wait) => ProviderEffect::CoolDown(now + wait.unwrap_or(DEFAULT_COOL_DOWN)),
-            (503, Some(wait)) => ProviderEffect::CoolDown(now + wait),
+            (429, wait) => cool_down(wait.unwrap_or(DEFAULT_COOL_DOWN)),
+            (503, Some(wait)) => cool_down(wait),
             _ => ProviderEffect::None,
         };
         let failures = self.failures.saturating_add(1);

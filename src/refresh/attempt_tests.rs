@@ -423,6 +423,10 @@ fn a_429_cools_the_whole_provider_down_and_a_503_does_if_it_says_how_long() {
     );
     assert_eq!(provider(for_now(503, None)), ProviderEffect::None);
     assert_eq!(provider(for_now(400, Some(7))), ProviderEffect::None);
+    assert_eq!(
+        provider(for_now(429, Some(0))),
+        ProviderEffect::CoolDown(NOW + secs(1))
+    );
 }
 
 #[test]

@@ -182,8 +182,10 @@ pub fn backoff(failures: u32, cap: Duration, random: u64) -> Duration {
 /// Returns `None` for anything else. A date in the past means now.
 pub fn retry_after(value: &str, now: UnixTime) -> Option<Duration> {
     let value = value.trim();
-    let wait = if let Ok(secs) = value.parse::<u64>() {
-        Duration::from_secs(secs)
+    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    let wait = if digits {
+        // More digits than fit are a long wait too.
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
     } else {
         let date = jiff::fmt::rfc2822::parse(value).ok()?;
         UnixTime::from_millis(date.timestamp().as_millisecond()).since(now)

@@ -90,6 +90,10 @@ pub(super) async fn restand(
         return Ok(false);
     }
     let now = shared.clock.now();
+    if to == Standing::Active && shared.providers.find(&key.provider).is_none() {
+        let forgotten = shared.providers.forget_schedule(&key.provider).await;
+        forgotten.map_err(store_problem)?;
+    }
     let due_at = match to {
         Standing::Active => shared.providers.scheduled_at(&grant),
         _ => None,

@@ -62,8 +62,8 @@ impl Providers {
         self.live.load().get(name).cloned()
     }
 
-    /// Returns when a grant is due next. One whose provider is not configured is due when its token ends: the
-    /// provider may come back, and then the grant has to be on the schedule.
+    /// Returns when a grant is due next. One whose provider is not configured is due when its token ends, until
+    /// the provider comes back: see [`Providers::forget_schedule`].
     pub(super) fn scheduled_at(&self, grant: &Grant) -> Option<UnixTime> {
         match self.find(&grant.key.provider) {
             Some(live) => grant.scheduled_at(&live.config.policy),
@@ -72,6 +72,11 @@ impl Providers {
                 grant.expires_at().or(now)
             }
         }
+    }
+
+    /// Has a provider's due times computed anew when it is configured next: some were set without its policy.
+    pub(super) async fn forget_schedule(&self, name: &str) -> Result<(), StoreError> {
+        self.update(name, |state| state.schedule = None).await
     }
 
     /// Returns all of them.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use url::Url;
 
+use super::client_secret::Credentials;
 use super::file::{Files, show};
-use super::provider::Credentials;
 use super::shape::{DaemonShape, MaintenanceShape, OutboundShape, RefreshShape};
 use super::value::{self, Rule};
 use super::{

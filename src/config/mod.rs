@@ -5,6 +5,7 @@
 //! and rule, and none shows a secret.
 
 mod app;
+mod client_secret;
 mod describe;
 mod file;
 mod load;

@@ -16,6 +16,7 @@ mod keeper;
 pub mod log;
 mod maintenance;
 mod providers;
+mod reader;
 mod reload;
 mod revocations;
 pub mod service;

@@ -91,15 +91,6 @@ impl Store {
         .await
     }
 
-    /// Takes back one [`Store::begin_attempt`] whose request never left. `None` if the grant is gone.
-    pub async fn unmark(&self, id: GrantId) -> Result<Option<Grant>, StoreError> {
-        self.write(Class::Outcome, move |session| {
-            take_back_mark(session, id)?;
-            rows::by_id(session, id)
-        })
-        .await
-    }
-
     /// Stores a token set if the grant still has the generation whose refresh token was presented (I3).
     ///
     /// The generation goes up by one, the mark goes, failures end. A pause that an admin

@@ -36,6 +36,9 @@ pub struct Attemptable {
 }
 
 /// What is to be imported.
+///
+/// The refresh token of a grant that is replaced is not revoked: at many providers it belongs to the same
+/// authorization as the new one, and its revocation would end both (RFC 7009 §2.1).
 #[derive(Clone, Debug)]
 pub struct Import {
     /// Whose grant.
@@ -48,8 +51,6 @@ pub struct Import {
     pub standing: Standing,
     /// Whether a grant that is there is replaced.
     pub replace: bool,
-    /// Whether a replaced refresh token is queued for revocation. Not where revoking it would end the new grant as well.
-    pub revoke_replaced: bool,
     /// Now.
     pub at: UnixTime,
 }
@@ -86,25 +87,14 @@ impl Store {
         at: UnixTime,
     ) -> Result<Option<Readable>, StoreError> {
         let key = key.clone();
-        let read = self
-            .read(move |session| match rows::by_key(session, &key)? {
-                Some(grant) => {
-                    let opened = rows::open(session, &grant, Purpose::Access)?;
-                    Ok(Some((grant, opened)))
-                }
-                None => Ok(None),
+        let found = self
+            .opened(Purpose::Access, at, move |session| {
+                rows::by_key(session, &key)
             })
             .await?;
-        let Some((grant, opened)) = read else {
-            return Ok(None);
-        };
-        let grant = self.quarantine_if_broken(grant, &opened, at).await;
-        let access_token = opened
-            .secret()
-            .map(|mut token| AccessToken::new(std::mem::take(&mut *token)));
-        Ok(Some(Readable {
+        Ok(found.map(|(grant, token)| Readable {
             grant,
-            access_token,
+            access_token: token.map(AccessToken::new),
         }))
     }
 
@@ -114,10 +104,31 @@ impl Store {
         id: GrantId,
         at: UnixTime,
     ) -> Result<Option<Attemptable>, StoreError> {
+        let found = self
+            .opened(Purpose::Refresh, at, move |session| {
+                rows::by_id(session, id)
+            })
+            .await?;
+        Ok(found.map(|(grant, token)| Attemptable {
+            grant,
+            refresh_token: token.map(RefreshToken::new),
+        }))
+    }
+
+    /// Reads a grant and opens one of its tokens.
+    async fn opened<F>(
+        &self,
+        purpose: Purpose,
+        at: UnixTime,
+        find: F,
+    ) -> Result<Option<(Grant, Option<String>)>, StoreError>
+    where
+        F: Fn(&Session<'_>) -> Result<Option<Grant>, Trouble> + Send + 'static,
+    {
         let read = self
-            .read(move |session| match rows::by_id(session, id)? {
+            .read(move |session| match find(session)? {
                 Some(grant) => {
-                    let opened = rows::open(session, &grant, Purpose::Refresh)?;
+                    let opened = rows::open(session, &grant, purpose)?;
                     Ok(Some((grant, opened)))
                 }
                 None => Ok(None),
@@ -127,13 +138,9 @@ impl Store {
             return Ok(None);
         };
         let grant = self.quarantine_if_broken(grant, &opened, at).await;
-        let refresh_token = opened
-            .secret()
-            .map(|mut token| RefreshToken::new(std::mem::take(&mut *token)));
-        Ok(Some(Attemptable {
-            grant,
-            refresh_token,
-        }))
+        // The string moves into the token unwiped: both newtypes wipe what they hold.
+        let token = opened.secret().map(|mut token| std::mem::take(&mut *token));
+        Ok(Some((grant, token)))
     }
 
     /// Returns all grants of one user, by provider and account.
@@ -361,19 +368,6 @@ fn create(session: &Session<'_>, import: &Import) -> Result<Grant, Trouble> {
 }
 
 fn replace(session: &Session<'_>, grant: &Grant, import: &Import) -> Result<Grant, Trouble> {
-    if import.revoke_replaced
-        && let Some(mut old) = rows::open(session, grant, Purpose::Refresh)?.secret()
-    {
-        let old = RefreshToken::new(std::mem::take(&mut *old));
-        if import.tokens.refresh_token.as_ref() != Some(&old) {
-            revocations::queue(
-                session,
-                &grant.key.provider,
-                Revocable::Refresh(&old),
-                import.at,
-            )?;
-        }
-    }
     session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
     put_import(
         session,

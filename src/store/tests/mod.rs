@@ -180,7 +180,6 @@ fn import(user: &str) -> Import {
         due_at: Some(at(3000)),
         standing: Standing::Active,
         replace: false,
-        revoke_replaced: true,
         at: at(0),
     }
 }

@@ -299,7 +299,6 @@ async fn everything(bench: &Bench) -> u32 {
         Cas::Lost
     );
     until_done!(store.begin_attempt(grant.id, 2, at(3)));
-    until_done!(store.unmark(grant.id));
     let paused = Standing::Paused(PauseReason::Admin);
     until_done!(store.set_standing(grant.id, paused, None, By::Admin, at(3)));
     until_done!(store.set_due(grant.id, 2, Some(at(4))));

@@ -1,0 +1,202 @@
+//! What a reader gets: the living token, the one that a refresh brings, or why there is none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::changes::{self, detached, store_problem};
+use super::keeper::Daemon;
+use super::providers::Halt;
+use super::shared::{Ended, token_of};
+use crate::local_api::keeper::{Token, TokenRequest};
+use crate::local_api::problem;
+use crate::local_api::types::Problem;
+use crate::refresh::grant::{Grant, NeedsReason, PauseReason, Standing};
+use crate::refresh::policy::Mode;
+use crate::refresh::time::UnixTime;
+use crate::store::{By, Readable};
+
+/// Without a better idea, a caller should come back after this.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+/// A stopped provider waits for an admin.
+const STOPPED_RETRY: Duration = Duration::from_secs(60);
+/// A restart takes about this long.
+const DRAINED_RETRY: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// Finds what a reader reads, notes the read, and wakes a user who is back.
+    pub(super) async fn read(&self, request: &TokenRequest) -> Result<Arc<Readable>, Problem> {
+        let key = &request.key;
+        let found = self.0.readable(key).await.map_err(store_problem)?;
+        let Some(readable) = found else {
+            return Err(problem::no_such_grant(key));
+        };
+        self.0.activity.note_read(readable.grant.id);
+        if !request.counts_as_activity {
+            return Ok(readable);
+        }
+        self.0
+            .activity
+            .note(&key.namespace, &key.user, self.0.clock.now());
+        let away = Standing::Paused(PauseReason::Inactive);
+        let unused = Standing::Paused(PauseReason::Unused);
+        if readable.grant.standing != away && readable.grant.standing != unused {
+            return Ok(readable);
+        }
+        // This one first, for this caller; the user's others behind its back.
+        self.wake(&readable.grant).await?;
+        let daemon = self.clone();
+        let (namespace, user) = (key.namespace.clone(), key.user.clone());
+        tokio::spawn(async move {
+            if let Ok(grants) = daemon.grants_of(&namespace, &user).await {
+                // What can't be resumed now is resumed by its own next read.
+                let _ = daemon.wake_user(&grants, false).await;
+            }
+        });
+        let found = self.0.readable(key).await.map_err(store_problem)?;
+        found.ok_or_else(|| problem::no_such_grant(key))
+    }
+
+    /// Begins the refresh of an on-demand grant whose reader has found it inside its margin. The reader does not
+    /// wait: the token it gets is good for long enough.
+    pub(super) fn refresh_behind(&self, request: &TokenRequest, grant: &Grant, now: UnixTime) {
+        let live = self.0.providers.find(&request.key.provider);
+        let Some(live) = live.filter(|live| live.config.policy.mode == Mode::OnDemand) else {
+            return;
+        };
+        if grant.wanted_by_reader(now, &live.config.policy) {
+            let (shared, grant, wait) = (self.0.clone(), grant.clone(), request.wait);
+            tokio::spawn(async move {
+                let demand = shared.demand(&grant, now + wait);
+                // How it ends is the next reader's business.
+                let _ = tokio::time::timeout(wait, demand).await;
+            });
+        }
+    }
+
+    /// Joins or starts an attempt and waits for it as long as the caller does.
+    pub(super) async fn refreshed(
+        &self,
+        request: &TokenRequest,
+        grant: &Grant,
+    ) -> Result<Token, Problem> {
+        let not_before = self.0.providers.not_before(&request.key.provider);
+        let now = self.0.clock.now();
+        // What can't begin within the caller's patience is known to end in nothing.
+        let hopeless = not_before.is_some_and(|until| until.since(now) > request.wait);
+        if !hopeless {
+            // What can't begin while the token lives is not worth waiting for: the old one is the answer (I4).
+            let patience = match grant.expires_at() {
+                Some(at) if at > now => at.min(now + request.wait),
+                _ => now + request.wait,
+            };
+            let demand = self.0.demand(grant, patience);
+            let ended = tokio::time::timeout(request.wait, demand).await;
+            if let Ok(Some(Ended::Refreshed(token))) = ended {
+                return Ok(Token {
+                    now: self.0.clock.now(),
+                    ..Token::clone(&token)
+                });
+            }
+        }
+        let found = self.0.readable(&request.key).await.map_err(store_problem)?;
+        let Some(readable) = found else {
+            return Err(problem::no_such_grant(&request.key));
+        };
+        let now = self.0.clock.now();
+        match token_of(&readable, now) {
+            Some(token) if readable.grant.lives(now) => Ok(token),
+            _ => Err(self.refusal(&readable.grant)),
+        }
+    }
+
+    /// Says why there is no living token to answer with.
+    pub(super) fn refusal(&self, grant: &Grant) -> Problem {
+        let since = grant.standing_since;
+        match grant.standing {
+            Standing::NeedsAuthorization(_) => {
+                return problem::needs_authorization(grant.standing.reason(), since);
+            }
+            Standing::Paused(
+                PauseReason::Admin
+                | PauseReason::Held
+                | PauseReason::Restored
+                | PauseReason::Quarantined,
+            ) => {
+                return problem::paused(grant.standing.reason(), since);
+            }
+            Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused) => {}
+        }
+        if !grant.has_refresh_token {
+            let reason = NeedsReason::NoRefreshToken;
+            let since = grant.expires_at().unwrap_or(since);
+            let standing = Standing::NeedsAuthorization(reason);
+            return problem::needs_authorization(standing.reason(), since);
+        }
+        if self.0.draining() {
+            return problem::draining(DRAINED_RETRY);
+        }
+        let provider = &grant.key.provider;
+        match self.0.halt(provider) {
+            Some(Halt::NotConfigured) => return problem::provider_unknown(provider),
+            Some(Halt::Paused) => return problem::paused("provider paused", since),
+            Some(Halt::Stopped(code, at)) => {
+                return problem::provider_stopped(
+                    provider,
+                    &code,
+                    at.unwrap_or(since),
+                    STOPPED_RETRY,
+                );
+            }
+            None => {}
+        }
+        if let Some(failure) = self.0.store.failing() {
+            return problem::store_unavailable(&failure);
+        }
+        let now = self.0.clock.now();
+        let again = grant
+            .due_at
+            .max(self.0.providers.not_before(provider))
+            .map_or(RETRY_SOON, |at| at.since(now));
+        let failure = grant.last_failure.as_deref().unwrap_or("still running");
+        problem::refresh_failed(failure, again.max(RETRY_SOON))
+    }
+
+    /// Resumes what absence paused among a user's grants: those of the whole user, and with `unused`
+    /// those that nobody read as well.
+    pub(super) async fn wake_user(&self, grants: &[Grant], unused: bool) -> Result<(), Problem> {
+        for grant in grants {
+            let wakes = match grant.standing {
+                Standing::Paused(PauseReason::Inactive) => true,
+                Standing::Paused(PauseReason::Unused) => unused,
+                _ => false,
+            };
+            if wakes {
+                self.wake(grant).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn wake(&self, grant: &Grant) -> Result<(), Problem> {
+        let (shared, key) = (self.0.clone(), grant.key.clone());
+        detached(async move {
+            let absent = |standing| {
+                matches!(
+                    standing,
+                    Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
+                )
+            };
+            changes::restand(
+                &shared,
+                &key,
+                absent,
+                Standing::Active,
+                By::Reader,
+                "resumed",
+            )
+            .await
+        })
+        .await?;
+        Ok(())
+    }
+}

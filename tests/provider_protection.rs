@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use support::daemon::Config;
 use support::{Answer, Freshd, Rotating, ScriptedServer};
@@ -275,4 +276,75 @@ async fn an_unreachable_provider_gets_single_probes_over_a_kill_and_recovers_by_
         1,
         "told once"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_thousand_overdue_at_a_start_stay_under_the_rate_and_the_soonest_to_end_go_first() {
+    const USERS: usize = 5_000;
+    const ENDING: usize = 500;
+    const RATE: usize = 400;
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let config = Config::new().refresh("margin = \"1s\"").provider(
+        "acme",
+        &server,
+        &format!("rotation = \"strict\"\nrate = \"{RATE}/s\""),
+    );
+    let mut freshd = Freshd::start(config).await;
+    let ends: HashMap<String, i64> = (0..USERS)
+        .map(|number| {
+            // One in ten ends in two minutes, spread over the table; the others' lives are as good as whole.
+            let left = if number % (USERS / ENDING) == 7 {
+                120
+            } else {
+                1_000 + (number as i64 * 7) % 500
+            };
+            (format!("user-{number}"), left)
+        })
+        .collect();
+    let mut owners = HashMap::new();
+    let mut lines = String::new();
+    for (user, left) in &ends {
+        let issued = rotating.issue(user);
+        let mut line = issued.import_aged(3600 - left, *left);
+        line["user"] = user.as_str().into();
+        line["provider"] = "acme".into();
+        lines += &format!("{line}\n");
+        owners.insert(issued.refresh_token, user.clone());
+    }
+    let file = freshd.config.path().join("grants.jsonl");
+    std::fs::write(&file, lines).unwrap();
+    let file = file.to_str().unwrap();
+    let said = freshd.freshctl(&["import", "--jsonl", file], "").await;
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(server.refreshes().is_empty(), "nothing is due yet");
+    freshd.stop().await;
+    // Half of each lifetime: all 5,000 are overdue.
+    freshd.config.refresh = "margin = \"30m\"".into();
+
+    freshd.start_again().await;
+    for tenth in 1..=10 {
+        server.nth_refresh(tenth * USERS / 10).await;
+    }
+
+    let refreshes = server.refreshes();
+    let arrivals: Vec<Instant> = refreshes.iter().map(|refresh| refresh.at).collect();
+    // A tenth of a second's worth may leave at once, and what left apart may arrive together.
+    let most = RATE + RATE / 10 + RATE / 10;
+    for (first, at) in arrivals.iter().enumerate() {
+        let within =
+            arrivals[first..].partition_point(|later| *later - *at < Duration::from_secs(1));
+        assert!(within <= most, "{within} requests within a second");
+    }
+    let last_ending = refreshes
+        .iter()
+        .rposition(|refresh| ends[&owners[refresh.refresh_token()]] == 120)
+        .unwrap();
+    assert!(
+        last_ending < ENDING + ENDING / 10,
+        "the last one that ends soon came as number {last_ending}"
+    );
+    let active = ends.keys().filter(|user| rotating.refreshes(user) == 1);
+    assert_eq!(active.count(), USERS, "each once");
+    assert_eq!(rotating.superseded_presented_outside_grace(), 0);
 }

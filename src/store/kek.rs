@@ -12,6 +12,8 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
+use super::guarded::Guarded;
+
 /// The length of every key, in bytes.
 pub(super) const KEY_LEN: usize = 32;
 /// A key as text: 32 bytes in padded base64.
@@ -24,7 +26,7 @@ const CREDENTIAL: &str = "freshd.key";
 /// As a file it is one line: the 32 bytes in standard, padded base64 (44
 /// characters), with or without a newline at the end. There is no other form.
 #[derive(Clone)]
-pub struct Kek(Zeroizing<[u8; KEY_LEN]>);
+pub struct Kek(Guarded);
 
 /// Why a key could not be read or written. Names the file and the rule, never a byte of the key.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +110,7 @@ pub enum KeyError {
 impl Kek {
     /// Makes a new random key from the system's random source.
     pub fn generate() -> Kek {
-        let mut key = Zeroizing::new([0; KEY_LEN]);
+        let mut key = Guarded::zeroed();
         SysRng
             .try_fill_bytes(&mut *key)
             .expect("the system's random source works");
@@ -254,7 +256,7 @@ fn read_text(mut file: File, path: &Path) -> Result<Kek, KeyError> {
     }
     let content = || KeyError::Content { path: path.into() };
     let line = text[..len].strip_suffix(b"\n").unwrap_or(&text[..len]);
-    let mut key = Zeroizing::new([0; KEY_LEN]);
+    let mut key = Guarded::zeroed();
     match STANDARD.decode_slice(line, &mut *key) {
         Ok(KEY_LEN) => Ok(Kek(key)),
         _ => Err(content()),

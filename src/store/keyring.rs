@@ -21,7 +21,8 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::kek::{KEY_LEN, Kek, sync_parent};
+use super::guarded::Guarded;
+use super::kek::{Kek, sync_parent};
 use super::seal::{self, Bound, Broken, Sealer};
 
 /// The version of the keyring file.
@@ -31,7 +32,6 @@ const COMMITMENT_INFO: &[u8] = b"freshd keyring commitment";
 
 /// A store's random number; tells stores apart that share a key-encryption key.
 pub(super) type StoreId = [u8; 16];
-type Secret = Zeroizing<[u8; KEY_LEN]>;
 
 /// The unwrapped keys of one store.
 pub(super) struct Keyring {
@@ -39,7 +39,7 @@ pub(super) struct Keyring {
     /// The data key that seals; the others only open.
     current: u32,
     sealers: BTreeMap<u32, Sealer>,
-    fingerprint_key: Secret,
+    fingerprint_key: Guarded,
 }
 
 /// Why a keyring was refused.
@@ -96,7 +96,7 @@ impl Keyring {
             }],
             fingerprint_key: wrapping.wrap("fingerprint", 0, &fingerprint_key),
         };
-        let sealer = Sealer::new(&data_key, store_id, 1);
+        let sealer = Sealer::new(data_key, store_id, 1);
         let sealers = BTreeMap::from([(1, sealer)]);
         let text = serde_json::to_string_pretty(&file).expect("strings and numbers serialize");
         (
@@ -133,7 +133,7 @@ impl Keyring {
             let data_key = wrapping
                 .unwrap("data", key.id, &key.wrapped)
                 .ok_or(damaged("a data key does not unwrap"))?;
-            sealers.insert(key.id, Sealer::new(&data_key, store_id, key.id));
+            sealers.insert(key.id, Sealer::new(data_key, store_id, key.id));
         }
         if !sealers.contains_key(&file.current) {
             return Err(damaged("the current data key is not in it"));
@@ -208,14 +208,14 @@ pub(super) fn write_file(path: &Path, text: &str) -> io::Result<()> {
 /// What the key-encryption key does for one store, each with a key derived for that alone.
 struct Wrapping {
     store_id: StoreId,
-    wrap_key: Secret,
-    commitment_key: Secret,
+    wrap_key: Guarded,
+    commitment_key: Guarded,
 }
 
 impl Wrapping {
     fn new(kek: &Kek, store_id: StoreId) -> Wrapping {
         let derive = |info| {
-            let mut key = Secret::default();
+            let mut key = Guarded::zeroed();
             Hkdf::<Sha256>::new(Some(&store_id), kek.bytes())
                 .expand(info, &mut *key)
                 .expect("32 bytes are a length HKDF-SHA256 gives");
@@ -243,25 +243,25 @@ impl Wrapping {
         .concat()
     }
 
-    fn wrap(&self, purpose: &str, id: u32, key: &Secret) -> String {
+    fn wrap(&self, purpose: &str, id: u32, key: &Guarded) -> String {
         let cipher = seal::cipher(&self.wrap_key);
         STANDARD.encode(seal::seal_bytes(
             &cipher,
             &self.associated_data(purpose, id),
-            &**key,
+            &key[..],
         ))
     }
 
-    fn unwrap(&self, purpose: &str, id: u32, wrapped: &str) -> Option<Secret> {
+    fn unwrap(&self, purpose: &str, id: u32, wrapped: &str) -> Option<Guarded> {
         let cipher = seal::cipher(&self.wrap_key);
         let wrapped = decode(wrapped)?;
         let plain = seal::open_bytes(&cipher, &self.associated_data(purpose, id), &wrapped).ok()?;
-        Some(Zeroizing::new(plain.as_slice().try_into().ok()?))
+        Some(Guarded::of(plain.as_slice().try_into().ok()?))
     }
 }
 
-fn random_key() -> Secret {
-    let mut key = Secret::default();
+fn random_key() -> Guarded {
+    let mut key = Guarded::zeroed();
     SysRng
         .try_fill_bytes(&mut *key)
         .expect("the system's random source works");
@@ -272,8 +272,8 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 
-fn hmac(key: &Secret, parts: &[&[u8]]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(&**key).expect("HMAC takes a key of any length");
+fn hmac(key: &Guarded, parts: &[&[u8]]) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(&key[..]).expect("HMAC takes a key of any length");
     for part in parts {
         mac.update(part);
     }

@@ -20,6 +20,7 @@ mod checkpoint;
 mod erasures;
 mod fingerprints;
 mod grants;
+mod guarded;
 mod history;
 mod kek;
 mod keyring;

@@ -8,6 +8,7 @@ use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
 
+use super::guarded::Guarded;
 use super::kek::KEY_LEN;
 use crate::refresh::time::UnixTime;
 
@@ -96,15 +97,15 @@ pub(super) struct Broken;
 
 /// One data key and the store it works for.
 pub(super) struct Sealer {
-    cipher: XChaCha20Poly1305,
+    key: Guarded,
     store_id: [u8; 16],
     key_id: u32,
 }
 
 impl Sealer {
-    pub(super) fn new(key: &[u8; KEY_LEN], store_id: [u8; 16], key_id: u32) -> Sealer {
+    pub(super) fn new(key: Guarded, store_id: [u8; 16], key_id: u32) -> Sealer {
         Sealer {
-            cipher: cipher(key),
+            key,
             store_id,
             key_id,
         }
@@ -112,7 +113,7 @@ impl Sealer {
 
     pub(super) fn seal(&self, bound: &Bound<'_>, secret: &str) -> Vec<u8> {
         let aad = bound.associated_data(&self.store_id, self.key_id);
-        seal_bytes(&self.cipher, &aad, secret.as_bytes())
+        seal_bytes(&cipher(&self.key), &aad, secret.as_bytes())
     }
 
     pub(super) fn open(
@@ -121,7 +122,7 @@ impl Sealer {
         sealed: &[u8],
     ) -> Result<Zeroizing<String>, Broken> {
         let aad = bound.associated_data(&self.store_id, self.key_id);
-        let mut plain = open_bytes(&self.cipher, &aad, sealed)?;
+        let mut plain = open_bytes(&cipher(&self.key), &aad, sealed)?;
         match String::from_utf8(std::mem::take(&mut *plain)) {
             Ok(secret) => Ok(Zeroizing::new(secret)),
             Err(error) => {
@@ -190,7 +191,7 @@ mod tests {
     };
 
     fn sealer(key: u8, store: u8, key_id: u32) -> Sealer {
-        Sealer::new(&[key; KEY_LEN], [store; 16], key_id)
+        Sealer::new(Guarded::of(&[key; KEY_LEN]), [store; 16], key_id)
     }
 
     #[test]

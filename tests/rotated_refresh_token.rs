@@ -509,6 +509,48 @@ async fn an_import_that_replaces_waits_for_the_attempt_and_both_sets_are_in_the_
 }
 
 #[tokio::test]
+async fn a_pause_across_an_attempt_keeps_what_it_brought_and_rests() {
+    let flying = InFlight::start(false).await;
+    let grant = grant_path("anna", "acme");
+    let pausing = format!("{grant}/pause");
+    let pausing = flying.freshd.admin(Method::POST, &pausing);
+    tokio::pin!(pausing);
+    // Whether it waits for the attempt or not, the answer comes when it has been under way.
+    let early = tokio::select! {
+        reply = &mut pausing => Some(reply),
+        () = async {
+            for _ in 0..2 {
+                assert_eq!(flying.freshd.get("/healthz").await.status, 200);
+            }
+        } => None,
+    };
+    flying.gate.open();
+    let reply = match early {
+        Some(reply) => reply,
+        None => within("the pause", pausing).await,
+    };
+    assert_eq!(reply.status, 200, "{}", reply.text);
+
+    let paused = flying.freshd.wait_for_generation("anna", "acme", 2).await;
+    assert_eq!(
+        (&paused["state"], &paused["due_at"]),
+        (&json!("paused"), &Value::Null)
+    );
+    let token = flying.freshd.token("anna", "acme").await;
+    assert!(flying.rotating.is_active(token.token()));
+    let resuming = format!("{grant}/resume");
+    assert_eq!(
+        flying.freshd.admin(Method::POST, &resuming).await.status,
+        200
+    );
+    assert_eq!(refresh(&flying.freshd, "anna").await, 3);
+    assert_eq!(
+        presented_in_order(&flying.server),
+        ["refresh-0-0", "refresh-0-1"]
+    );
+}
+
+#[tokio::test]
 async fn a_delete_waits_for_the_attempt_and_revokes_what_it_brought() {
     let flying = InFlight::start(false).await;
     let reply = flying

@@ -45,6 +45,7 @@ pub(super) fn restore(
         file: &args.file,
         dir: described.state_dir.as_ref(),
         kek: &kek,
+        recovery: None,
         replace: args.replace,
         rotates: &rotates,
         at: Clock::system().now(),

@@ -235,9 +235,10 @@ impl Part {
         if let Some(reason) = unsound(&conn).map_err(sql)? {
             return Err(check(reason));
         }
+        let keyring = inner.keyring.read();
         let session = Session {
             conn: &conn,
-            keyring: &inner.keyring,
+            keyring: &keyring,
             disk: &inner.disk,
         };
         let found = |trouble: Trouble| check(trouble.text());
@@ -439,13 +440,14 @@ impl Store {
     pub async fn remove_old_backups(&self, dir: &Path, keep: usize) -> Result<usize, BackupError> {
         let (inner, dir) = (Arc::clone(&self.inner), dir.to_owned());
         blocking(move || {
-            let mut copies = nightly_copies(&dir, inner.keyring.store_id()).map_err(|source| {
-                BackupError::Io {
-                    path: dir,
-                    done: "read",
-                    source,
-                }
-            })?;
+            let mut copies =
+                nightly_copies(&dir, inner.keyring.read().store_id()).map_err(|source| {
+                    BackupError::Io {
+                        path: dir,
+                        done: "read",
+                        source,
+                    }
+                })?;
             let old = copies.len().saturating_sub(keep);
             copies.sort();
             for path in copies.drain(..old) {

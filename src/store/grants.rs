@@ -228,7 +228,7 @@ impl Store {
 
     async fn journal_erasure(&self, key: &GrantKey, at: UnixTime) -> Result<(), StoreError> {
         let inner = Arc::clone(&self.inner);
-        let erased = erasures::name(&inner.keyring, key);
+        let erased = erasures::name(&inner.keyring.read(), key);
         let written = tokio::task::spawn_blocking(move || inner.erasures.append(&erased, at)).await;
         match written {
             Ok(Ok(())) => Ok(()),

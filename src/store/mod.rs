@@ -6,7 +6,8 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `kek`, `keyring`, `seal` | the key-encryption key, the data keys it wraps, sealed values |
+//! | `kek`, `recovery`, `keyring`, `seal` | the key-encryption key, the recovery key, the data keys they wrap, sealed values |
+//! | `rotation`, `rekey` | another data key, online; another key-encryption or recovery key, offline |
 //! | `open`, `schema` | what happens at start, in which order; tables and migrations |
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
@@ -28,9 +29,12 @@ mod maintenance;
 mod open;
 mod providers;
 mod reader;
+mod recovery;
+pub mod rekey;
 mod restamp;
 pub mod restore;
 mod revocations;
+mod rotation;
 mod rows;
 mod schedule;
 mod schema;
@@ -53,12 +57,14 @@ pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};
 pub use open::{OpenError, Options};
 pub use providers::ProviderState;
+pub use recovery::{NoRecoveryKey, RecoveryKey};
 pub use restamp::Restamper;
 pub use revocations::{RevocationId, RevocationJob};
+pub use rotation::{Keys, Page, Place, Retired, RotationError};
 pub use schedule::{Filter, Rescheduler};
 
 use erasures::Erasures;
-use keyring::Keyring;
+use keyring::SharedKeyring;
 use reader::Readers;
 use session::{Disk, Session, Trouble};
 use spill::Spill;
@@ -98,7 +104,7 @@ pub struct Store {
 struct Inner {
     writer: Writer,
     readers: Readers,
-    keyring: Arc<Keyring>,
+    keyring: Arc<SharedKeyring>,
     disk: Arc<Disk>,
     /// Absent where it could not be made; told then.
     spill: Option<Spill>,
@@ -125,7 +131,8 @@ impl Store {
             .collect::<rusqlite::Result<Vec<_>>>()
             .map_err(sql)?;
         let checkpoints = schema::connect_writer(database, options.busy_timeout).map_err(sql)?;
-        let keyring = Arc::new(opened.keyring);
+        let store_id = *opened.keyring.store_id();
+        let keyring = Arc::new(SharedKeyring::new(opened.keyring));
         let disk = Arc::new(Disk::new(opened.layout.dir.clone()));
         let threads = |source| OpenError::Io {
             path: opened.layout.dir.clone(),
@@ -141,7 +148,7 @@ impl Store {
         )
         .map_err(threads)?;
         let lock = Mutex::new(Some(opened.lock));
-        let erasures = Erasures::new(&opened.layout.erasures, *keyring.store_id());
+        let erasures = Erasures::new(&opened.layout.erasures, store_id);
         // Without it a set that the disk refuses is in memory only; that is no reason not to serve.
         let spill = Spill::open(&opened.layout.spill)
             .inspect_err(|error| tracing::warn!(%error, "spill-failed"))
@@ -163,7 +170,7 @@ impl Store {
     /// Returns a keyed fingerprint (HMAC-SHA256) of a secret: equal ones are told without being kept.
     /// The same secret has unrelated fingerprints for two purposes, and in two stores.
     pub fn fingerprint(&self, purpose: &str, secret: &[u8]) -> [u8; 32] {
-        self.inner.keyring.fingerprint(purpose, secret)
+        self.inner.keyring.read().fingerprint(purpose, secret)
     }
 
     /// Returns why the store can't be written now: the last write's error if nothing has been committed

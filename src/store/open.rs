@@ -74,6 +74,21 @@ pub enum OpenError {
         /// The keyring.
         keyring: PathBuf,
     },
+    /// The recovery key is not this keyring's.
+    #[error("the recovery key does not fit {keyring}. Nothing was changed", keyring = keyring.display())]
+    RecoveryKey {
+        /// The keyring.
+        keyring: PathBuf,
+    },
+    /// A recovery key was shown, or is to be removed, and the keyring has none.
+    #[error(
+        "{keyring} has no recovery key; only its key opens it. Nothing was changed",
+        keyring = keyring.display()
+    )]
+    NoRecovery {
+        /// The keyring.
+        keyring: PathBuf,
+    },
     /// The keyring is damaged, or belongs to another store.
     #[error(
         "{keyring} cannot be used: {reason}; put this store's own keyring back from a copy. Nothing was changed",
@@ -315,31 +330,47 @@ pub(super) fn take_lock(layout: &Layout) -> Result<File, OpenError> {
 }
 
 fn unlock(layout: &Layout, kek: &Kek) -> Result<Keyring, OpenError> {
-    let path = &layout.keyring;
-    let text = std::fs::read(path).map_err(|source| OpenError::Io {
-        path: path.clone(),
+    let text = read_keyring(&layout.keyring)?;
+    Keyring::unlock(kek, &text).map_err(|error| keyring_refused(&layout.keyring, error))
+}
+
+pub(super) fn read_keyring(path: &Path) -> Result<Vec<u8>, OpenError> {
+    std::fs::read(path).map_err(|source| OpenError::Io {
+        path: path.into(),
         done: "read",
         source,
-    })?;
-    Keyring::unlock(kek, &text).map_err(|error| match error {
-        KeyringError::WrongKey => OpenError::Key {
-            keyring: path.clone(),
-        },
-        KeyringError::Damaged(reason) => OpenError::Keyring {
-            keyring: path.clone(),
-            reason: reason.into(),
-        },
-        KeyringError::Newer(found) => OpenError::Keyring {
-            keyring: path.clone(),
-            reason: format!("it has format {found} but this freshd knows format 1 only"),
-        },
     })
+}
+
+/// Says of which file a keyring was refused, and why.
+pub(super) fn keyring_refused(path: &Path, error: KeyringError) -> OpenError {
+    let reason = match error {
+        KeyringError::WrongKey => {
+            return OpenError::Key {
+                keyring: path.into(),
+            };
+        }
+        KeyringError::NoRecovery => {
+            return OpenError::NoRecovery {
+                keyring: path.into(),
+            };
+        }
+        KeyringError::Damaged(reason) => reason.into(),
+        KeyringError::Newer(found) => format!(
+            "it has format {found} but this freshd knows formats up to {}",
+            keyring::FORMAT
+        ),
+    };
+    OpenError::Keyring {
+        keyring: path.into(),
+        reason,
+    }
 }
 
 /// Makes a new store so that a crash at any step leaves either nothing that counts or one whole store:
 /// the database under another name, then the keyring, then the database's name.
 fn make(layout: &Layout, options: &Options) -> Result<Keyring, OpenError> {
-    let (keyring, text) = Keyring::create(&options.kek);
+    let keyring = Keyring::create(&options.kek);
     let path = &layout.unnamed_database;
     let io = |source| OpenError::Io {
         path: path.clone(),
@@ -365,7 +396,7 @@ fn make(layout: &Layout, options: &Options) -> Result<Keyring, OpenError> {
     schema::create(&mut conn, keyring.store_id()).map_err(sql)?;
     conn.close().map_err(|(_, source)| sql(source))?;
     file.sync_all().map_err(io)?;
-    keyring::write_file(&layout.keyring, &text).map_err(|source| OpenError::Io {
+    keyring::write_file(&layout.keyring, &keyring.text()).map_err(|source| OpenError::Io {
         path: layout.keyring.clone(),
         done: "written",
         source,

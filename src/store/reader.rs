@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::StoreError;
-use super::keyring::Keyring;
+use super::keyring::SharedKeyring;
 use super::session::{Disk, Session, Trouble};
 use super::writer::lock;
 
@@ -27,7 +27,7 @@ impl Readers {
     /// Starts one thread per connection.
     pub(super) fn start(
         conns: Vec<Connection>,
-        keyring: &Arc<Keyring>,
+        keyring: &Arc<SharedKeyring>,
         disk: &Arc<Disk>,
     ) -> std::io::Result<Readers> {
         let (jobs, waiting) = channel();
@@ -77,17 +77,16 @@ impl Readers {
     }
 }
 
-fn serve(conn: &Connection, keyring: &Keyring, disk: &Disk, waiting: &Mutex<Receiver<Job>>) {
-    let session = Session {
-        conn,
-        keyring,
-        disk,
-    };
+fn serve(conn: &Connection, keyring: &SharedKeyring, disk: &Disk, waiting: &Mutex<Receiver<Job>>) {
     loop {
         // A statement of its own, so that the lock is free before the job runs.
         let job = lock(waiting).recv();
         let Ok(job) = job else { return };
-        job(&session);
+        job(&Session {
+            conn,
+            keyring: &keyring.read(),
+            disk,
+        });
     }
 }
 

@@ -16,8 +16,10 @@ use super::backup;
 use super::erasures::{self, Position};
 use super::grants;
 use super::kek::{Kek, sync_parent};
-use super::keyring::{self, Keyring, KeyringError};
+use super::keyring::{self, Keyring};
 use super::open::{Layout, OpenError, prepare_dir, take_lock};
+use super::recovery::RecoveryKey;
+use super::rekey::{self, Proof};
 use super::rows::{self, select_grant};
 use super::schema;
 use super::session::{Disk, Session, Trouble};
@@ -33,8 +35,10 @@ pub struct Restore<'a> {
     pub file: &'a Path,
     /// The state directory.
     pub dir: &'a Path,
-    /// The key that the copied store was made with.
+    /// The key that is to open the store. Without a recovery key it is the one that the copied store was made with.
     pub kek: &'a Kek,
+    /// What opens the copy in place of its key. Its keyring is wrapped by `kek` then.
+    pub recovery: Option<&'a RecoveryKey>,
     /// Whether a store that is there is moved aside.
     pub replace: bool,
     /// Whether a provider's refresh tokens may be spent by their use; an unknown provider's may.
@@ -155,22 +159,21 @@ fn prove(restore: &Restore<'_>) -> Result<(Copy, Keyring), RestoreError> {
         }
         .into());
     }
-    let copy = read_copy(&conn).map_err(sql)?;
-    let keyring =
-        Keyring::unlock(restore.kek, copy.keyring_text.as_bytes()).map_err(
-            |error| match error {
-                KeyringError::WrongKey => OpenError::Key {
-                    keyring: restore.file.into(),
-                }
-                .into(),
-                KeyringError::Damaged(reason) => {
-                    no_copy(format!("its keyring is damaged: {reason}"))
-                }
-                KeyringError::Newer(format) => no_copy(format!(
-                    "its keyring has format {format}, which a newer freshd reads"
-                )),
-            },
-        )?;
+    let mut copy = read_copy(&conn).map_err(sql)?;
+    let proof = restore
+        .recovery
+        .map_or(Proof::Kek(restore.kek), Proof::Recovery);
+    let unlocked = rekey::unlocked(restore.file, copy.keyring_text.as_bytes(), proof);
+    let mut keyring = unlocked.map_err(|error| match error {
+        OpenError::Keyring { reason, .. } => no_copy(format!("its keyring is no good: {reason}")),
+        error => error.into(),
+    })?;
+    if restore.recovery.is_some() {
+        keyring = keyring
+            .rewrapped(restore.kek)
+            .with_recovery(restore.recovery);
+        copy.keyring_text = keyring.text();
+    }
     if identity.store_id.as_deref() != Some(keyring.store_id()) {
         return Err(no_copy("its keyring is another store's".into()));
     }
@@ -374,7 +377,7 @@ fn put_in_place(
     }
     keyring::write_file(&layout.keyring, &copy.keyring_text)?;
     std::fs::rename(prepared, &layout.database)?;
-    for file in [&layout.keyring, &layout.database, &layout.lock] {
+    for file in [&layout.database, &layout.lock] {
         give(file)?;
     }
     sync_parent(&layout.database)?;

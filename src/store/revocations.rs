@@ -5,7 +5,7 @@ use std::fmt;
 use rusqlite::{Row, params};
 use zeroize::Zeroizing;
 
-use super::rows::{count, time};
+use super::rows::{self, count, time};
 use super::seal::{Bound, Purpose};
 use super::session::{Session, Trouble};
 use super::writer::Class;
@@ -208,6 +208,40 @@ fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
         created_at: time(row, 5)?,
         tries: count(row, 6)?.try_into().unwrap_or(u32::MAX),
     })
+}
+
+/// Seals a waiting token with the current data key. Returns false if it does not open; then it stays as it is.
+pub(super) fn reseal(session: &Session<'_>, id: i64) -> Result<bool, Trouble> {
+    let row = session.first(
+        "SELECT id, provider, kind, key_id, token, created_at, tries FROM revocations
+         WHERE id = ?1",
+        [id],
+        waiting,
+    )?;
+    let Some(row) = row else { return Ok(true) };
+    let Some(kind) = row.kind else {
+        return Ok(false);
+    };
+    let bound = bound(row.id, &row.provider, kind);
+    let Some(anew) = rows::reseal_one(session, &bound, row.key_id, &row.sealed) else {
+        return Ok(false);
+    };
+    session.write(
+        "UPDATE revocations SET key_id = ?2, token = ?3 WHERE id = ?1",
+        params![id, session.keyring.current(), anew],
+    )?;
+    Ok(true)
+}
+
+/// Returns whether a queued token opens.
+pub(super) fn opens_by_id(session: &Session<'_>, id: i64) -> Result<bool, Trouble> {
+    let row = session.first(
+        "SELECT id, provider, kind, key_id, token, created_at, tries FROM revocations
+         WHERE id = ?1",
+        [id],
+        waiting,
+    )?;
+    Ok(row.is_some_and(|row| opens(session, &row)))
 }
 
 /// So many are opened between two queries.

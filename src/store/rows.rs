@@ -130,19 +130,15 @@ pub(super) fn open(
     else {
         return Ok(Opened::Absent);
     };
-    let expires_at = grant.access.as_ref().and_then(|access| access.expires_at);
-    let bound = bound(
-        purpose,
-        grant.id,
-        &grant.key,
-        grant.generation,
-        expires_at,
-        grant.scope.as_deref(),
-    );
-    Ok(match session.keyring.open(&bound, key_id, &sealed) {
-        Ok(secret) => Opened::Secret(secret),
-        Err(_) => Opened::Broken,
-    })
+    Ok(
+        match session
+            .keyring
+            .open(&bound_of(grant, purpose), key_id, &sealed)
+        {
+            Ok(secret) => Opened::Secret(secret),
+            Err(_) => Opened::Broken,
+        },
+    )
 }
 
 /// A token set as a row holds it.
@@ -179,6 +175,78 @@ pub(super) fn seal(
             .map(|t| seal(Purpose::Refresh, t.expose())),
         expires_at: expires_at.map(UnixTime::as_millis),
     }
+}
+
+/// What became of sealing a grant's tokens with the current data key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resealed {
+    /// All of them opened, if there are any.
+    Whole,
+    /// One did not open; the other one, if it did, is sealed anew.
+    Broken,
+}
+
+/// Seals a grant's tokens with the current data key. What does not open stays as it is, byte for byte.
+///
+/// Reading, opening and writing are one transaction of the one writer, so nothing can come in between: neither a slot
+/// nor a compare-and-set is needed. No outcome of an attempt is lost either, for the generation stays, and with it
+/// all that a compare-and-set of an attempt looks at; the version stays, for nothing that is scheduled changes.
+pub(super) fn reseal(session: &Session<'_>, grant: &Grant) -> Result<Resealed, Trouble> {
+    let sql = "SELECT key_id, access_token, refresh_token FROM grants WHERE id = ?1";
+    let read = |row: &Row<'_>| Ok((row.get(0)?, [row.get(1)?, row.get(2)?]));
+    let found = session.first::<(i64, [Option<Vec<u8>>; 2])>(sql, [grant.id.0], read)?;
+    let Some((key_id, mut tokens)) = found else {
+        return Ok(Resealed::Whole);
+    };
+    let current = session.keyring.current();
+    if key_id == i64::from(current) {
+        return Ok(Resealed::Whole);
+    }
+    let (mut opened, mut broken) = (false, false);
+    for (token, purpose) in tokens.iter_mut().zip([Purpose::Access, Purpose::Refresh]) {
+        let Some(sealed) = token else { continue };
+        match reseal_one(session, &bound_of(grant, purpose), key_id, sealed) {
+            Some(anew) => (*sealed, opened) = (anew, true),
+            None => broken = true,
+        }
+    }
+    if opened || !broken {
+        let [access_token, refresh_token] = tokens;
+        session.write(
+            "UPDATE grants SET key_id = ?2, access_token = ?3, refresh_token = ?4 WHERE id = ?1",
+            params![grant.id.0, current, access_token, refresh_token],
+        )?;
+    }
+    Ok(if broken {
+        Resealed::Broken
+    } else {
+        Resealed::Whole
+    })
+}
+
+/// Returns a sealed value sealed with the current data key, proved by opening it; `None` if it does not open.
+pub(super) fn reseal_one(
+    session: &Session<'_>,
+    bound: &Bound<'_>,
+    key_id: i64,
+    sealed: &[u8],
+) -> Option<Vec<u8>> {
+    let secret = session.keyring.open(bound, key_id, sealed).ok()?;
+    let (current, anew) = session.keyring.seal(bound, &secret);
+    let proved = session.keyring.open(bound, current.into(), &anew).ok()?;
+    (proved == secret).then_some(anew)
+}
+
+fn bound_of(grant: &Grant, purpose: Purpose) -> Bound<'_> {
+    let expires_at = grant.access.as_ref().and_then(|access| access.expires_at);
+    bound(
+        purpose,
+        grant.id,
+        &grant.key,
+        grant.generation,
+        expires_at,
+        grant.scope.as_deref(),
+    )
 }
 
 fn bound<'a>(

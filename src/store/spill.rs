@@ -145,6 +145,20 @@ impl Spill {
         Ok(())
     }
 
+    /// Returns how many records open, and open with an old data key only.
+    pub(super) fn sealed_with_old_keys(&self, keyring: &Keyring) -> io::Result<u64> {
+        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut old, mut at) = (0, 0);
+        while at < end
+            && let Some((next, head, sealed)) = self.record_at(at)?
+        {
+            let is_old = head.key_id != keyring.current();
+            old += u64::from(is_old && opened(keyring, &head, &sealed).is_some());
+            at = next;
+        }
+        Ok(old)
+    }
+
     /// Overwrites all records.
     fn clear(&self) -> io::Result<()> {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
@@ -288,7 +302,7 @@ impl Store {
     ) -> Result<T, StoreError> {
         let inner = Arc::clone(&self.inner);
         let done = tokio::task::spawn_blocking(move || match &inner.spill {
-            Some(spill) => work(spill, &inner.keyring),
+            Some(spill) => work(spill, &inner.keyring.read()),
             None => Err(io::ErrorKind::NotFound.into()),
         });
         match done.await {

@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::StoreError;
-use super::keyring::Keyring;
+use super::keyring::SharedKeyring;
 use super::session::{Disk, Session, Trouble};
 use super::{checkpoint, schema};
 
@@ -123,7 +123,7 @@ impl Writer {
     pub(super) fn start(
         conn: Connection,
         checkpoints: Connection,
-        keyring: Arc<Keyring>,
+        keyring: Arc<SharedKeyring>,
         disk: Arc<Disk>,
     ) -> std::io::Result<Writer> {
         let shared = Arc::new(Shared::default());
@@ -222,7 +222,7 @@ impl Drop for CloseAtExit<'_> {
 /// The writer thread's own.
 struct Work<'a> {
     conn: Connection,
-    keyring: &'a Keyring,
+    keyring: &'a SharedKeyring,
     disk: &'a Disk,
     shared: &'a Shared,
 }
@@ -280,10 +280,11 @@ impl Work<'_> {
             }
             *suspect = false;
         }
+        let keyring = self.keyring.read();
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
         let session = Session {
             conn: &self.conn,
-            keyring: self.keyring,
+            keyring: &keyring,
             disk: self.disk,
         };
         let mut written = group

@@ -5,6 +5,7 @@ mod counting;
 mod history;
 mod opening;
 mod restamping;
+mod rotating;
 mod sealing;
 mod spilling;
 mod verbs;

@@ -64,7 +64,7 @@ async fn a_forced_core_holds_no_key_and_no_idle_grant() {
     );
     let key_file = std::fs::read(freshd.config.key_file()).unwrap();
     let mut canaries = keys_of(&freshd, &key_file);
-    assert_eq!(canaries.len(), 5, "the keys that there are");
+    assert_eq!(canaries.len(), 6, "the keys that there are");
     canaries.push(Canary::new("the idle refresh token", idle.refresh_token));
     canaries.push(Canary::new("the idle access token", idle.access_token));
     let found = sought(&canaries);
@@ -139,6 +139,10 @@ fn keys_of(freshd: &Freshd, key_file: &[u8]) -> Vec<Canary> {
     let mut keys = vec![
         Canary::new("the key-encryption key", kek.clone()),
         Canary::new("the wrapping key", wrap_key),
+        Canary::new(
+            "what both are expanded from",
+            Hkdf::<Sha256>::extract(Some(&store_id), &kek).0.to_vec(),
+        ),
         Canary::new("the commitment key", derived(b"freshd keyring commitment")),
         Canary::new(
             "the fingerprint key",

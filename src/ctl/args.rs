@@ -109,13 +109,16 @@ pub enum Command {
     Backup {
         /// The file; one that is there is never overwritten
         file: PathBuf,
+        /// For a move to another host: nothing is refreshed or changed in this store any more
+        #[arg(long = "final")]
+        last: bool,
     },
     /// Puts a copy in the store's place; no daemon may use the state directory
     #[command(after_help = RESTORE_HELP)]
     Restore(Restore),
     /// Checks the configuration and says what it means; needs no daemon
     CheckConfig,
-    /// Makes keys; needs no daemon
+    /// Makes and changes keys
     Key {
         /// What to do with a key.
         #[command(subcommand)]
@@ -265,6 +268,9 @@ pub struct Restore {
     /// The key of the copied store (default: the systemd credential freshd.key, else the configured key file)
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Opens the copy by its recovery key, - is standard input; the key is the one that freshd reads here then
+    #[arg(long, value_name = "FILE")]
+    pub recovery_key_file: Option<PathBuf>,
 }
 
 const RESTORE_HELP: &str = "\
@@ -288,11 +294,52 @@ pub struct Target {
 /// `key`.
 #[derive(Debug, Subcommand)]
 pub enum Key {
-    /// Writes a new key to a new file of mode 0600
+    /// Writes a new key to a new file of mode 0600; needs no daemon
     Generate {
         /// The file; one that is there is never overwritten
         file: PathBuf,
     },
+    /// Seals everything anew with a new data key while the daemon goes on, then retires the old one
+    Rotate,
+    /// Puts another key in the place of the one that freshd is started with; no daemon may run
+    #[command(after_help = OFFLINE_HELP)]
+    ChangeKek(ChangeKek),
+    /// Makes a recovery key and shows it once; no daemon may run
+    #[command(after_help = OFFLINE_HELP)]
+    Recovery(Recovery),
+}
+
+const OFFLINE_HELP: &str = "\
+Run it as root, or as the user that freshd runs as, after freshd was stopped. Only the keyring is written, whole or not at all.";
+
+/// `key change-kek`.
+#[derive(Args, Debug)]
+pub struct ChangeKek {
+    /// The new key, as key generate writes it
+    pub new_key_file: PathBuf,
+    /// The old key (default: the systemd credential freshd.key, else the configured key file)
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// The recovery key in place of the old key, which may be lost; - is standard input. It stays one
+    #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
+    pub recovery_key_file: Option<PathBuf>,
+    /// Ends the recovery key that is there
+    #[arg(long, conflicts_with = "recovery_key_file")]
+    pub drop_recovery: bool,
+}
+
+/// `key recovery`.
+#[derive(Args, Debug)]
+pub struct Recovery {
+    /// Ends the one that is there
+    #[arg(long)]
+    pub replace: bool,
+    /// Ends the one that is there, and makes none
+    #[arg(long, conflicts_with = "replace")]
+    pub remove: bool,
+    /// The key (default: the systemd credential freshd.key, else the configured key file)
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
 }
 
 /// Checks a user's name: 1 to 255 bytes, no control characters, not `.` or `..`.

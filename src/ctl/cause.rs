@@ -179,13 +179,19 @@ impl Teller<'_> {
     fn lost_request(&self) -> String {
         let generation = self.story.grant.generation;
         let lost = self.last(|entry| {
-            matches!(entry.event.as_str(), "unanswered" | "interrupted")
-                && entry.generation == generation
+            matches!(
+                entry.event.as_str(),
+                "unanswered" | "interrupted" | "restored"
+            ) && entry.generation == generation
         });
         match lost {
             Some(cut) if cut.event == "interrupted" => format!(
                 "An earlier request with it, of {}, was cut off when freshd ended",
                 self.at(&cut.at)
+            ),
+            Some(restored) if restored.event == "restored" => format!(
+                "It had come back with a copy of {}, and had probably been used after that",
+                self.at(&restored.at)
             ),
             Some(unanswered) => format!(
                 "An earlier request with it, of {}, got no whole answer ({})",
@@ -220,7 +226,9 @@ impl Teller<'_> {
             ),
             "restored" => Cause::new(
                 format!(
-                    "It came back with a copy that was restored on {since}, and its refresh token may have been spent since that copy was made."
+                    "It came back on {since} with a copy{}, and its refresh token may have been spent since that copy was made.",
+                    self.last(|entry| entry.event == "restored")
+                        .map_or_else(String::new, |entry| format!(" of {}", self.at(&entry.at)))
                 ),
                 format!("if nothing else refreshes it: {}", self.command("release")),
             ),

@@ -1,4 +1,5 @@
-//! The commands that need no daemon: `check-config` and `key generate`.
+//! The commands that need no daemon: `check-config`, `key generate`, and what those share that work on the
+//! state directory.
 
 use std::error::Error;
 use std::path::Path;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::output::{Look, escape};
-use crate::config::{self, ConfigError, Defaults};
+use crate::config::{self, ConfigError, Defaults, Description};
 use crate::store::Kek;
 
 /// Checks the configuration and says what it means, or everything that is wrong with it.
@@ -51,6 +52,78 @@ pub(super) fn say_checked(
     Ok(Exit::Ok)
 }
 
+/// What the configuration says to a command that works on the state directory itself.
+pub(super) struct Place {
+    defaults: Defaults,
+    pub(super) described: Description,
+}
+
+/// Reads the configuration, which says where the state directory and the key are.
+pub(super) fn place(config: Option<&Path>, console: &Console<'_>) -> Result<Place, Failure> {
+    let env = console.env;
+    let env = |name: &str| env(name).and_then(|value| value.into_string().ok());
+    let defaults = if console.root {
+        Defaults::system(&env)
+    } else {
+        Defaults::user(&env)
+    };
+    let described =
+        config::check(config.unwrap_or(&defaults.file), &defaults).map_err(|errors| {
+            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            Failure::new(Exit::Config, lines.join("\n")).hint(
+                "the configuration says where the state directory and the key are, and which providers rotate",
+            )
+        })?;
+    Ok(Place {
+        defaults,
+        described,
+    })
+}
+
+impl Place {
+    /// Returns the key in `file`, or the one that freshd is started with.
+    pub(super) fn find_key(&self, file: Option<&Path>) -> Result<Kek, Failure> {
+        let credentials = self.defaults.credentials_dir.as_deref();
+        let found = match (file, credentials) {
+            (Some(file), _) => Kek::read_file(file).map(Some),
+            (None, Some(dir)) => Kek::from_systemd_credential(dir),
+            (None, None) => Ok(None),
+        };
+        let found = match found {
+            Ok(None) => Kek::read_file(self.described.key_file.as_ref()),
+            Ok(Some(kek)) => Ok(kek),
+            Err(error) => Err(error),
+        };
+        found.map_err(|error| Failure::new(Exit::Config, chain(&error)))
+    }
+}
+
+/// An error with its causes, outermost first.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !message.ends_with(&more) {
+            message.push_str(&format!(": {more}"));
+        }
+        cause = error.source();
+    }
+    message
+}
+
+/// Returns the exit code that the store gives an error.
+pub(super) fn exit(code: u8) -> Exit {
+    match code {
+        64 => Exit::Usage,
+        65 => Exit::Data,
+        73 => Exit::CannotCreate,
+        74 => Exit::Io,
+        75 => Exit::TryLater,
+        _ => Exit::Config,
+    }
+}
+
 /// Writes a new key to a new file of mode 0600.
 pub(super) fn generate_key(
     file: &Path,
@@ -58,13 +131,7 @@ pub(super) fn generate_key(
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
     Kek::generate().write_new(file).map_err(|error| {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            message.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
-        Failure::new(Exit::CannotCreate, message)
+        Failure::new(Exit::CannotCreate, chain(&error))
             .hint("a key that is there may be the only one that opens a store: name another file")
     })?;
     if look.json {

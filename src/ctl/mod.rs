@@ -12,6 +12,7 @@
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
 //! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
 //! | `backup` | a copy of the store |
+//! | `keys` | the data key, the key-encryption key, the recovery key |
 //! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
 //! | `restore` | putting a copy in the store's place |
 //! | `local` | the commands that need no daemon |
@@ -27,6 +28,7 @@ mod control;
 mod failure;
 mod grants;
 mod import;
+mod keys;
 mod lines;
 mod local;
 mod output;
@@ -48,7 +50,7 @@ use std::sync::Arc;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command};
+use args::{Cli, Command, Key};
 use client::Client;
 pub use console::{Console, Terminals};
 use failure::{Exit, Failure};
@@ -125,10 +127,14 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
             return local::check_config(global.config.as_deref(), look, console);
         }
         Command::Key {
-            command: args::Key::Generate { file },
-        } => {
-            return local::generate_key(&file, look, console);
-        }
+            command: Key::Generate { file },
+        } => return local::generate_key(&file, look, console),
+        Command::Key {
+            command: Key::ChangeKek(args),
+        } => return keys::change_kek(&args, global.config.as_deref(), look, console),
+        Command::Key {
+            command: Key::Recovery(args),
+        } => return keys::recovery(&args, global.config.as_deref(), look, console),
         Command::Restore(args) => {
             return restore::restore(&args, global.config.as_deref(), look, console);
         }
@@ -184,7 +190,10 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
             provider,
             yes,
         } => control::revoke(session, &user, provider.as_deref(), yes).await,
-        Command::Backup { file } => backup::backup(session, &file).await,
+        Command::Backup { file, last } => backup::backup(session, &file, last).await,
+        Command::Key {
+            command: Key::Rotate,
+        } => keys::rotate(session).await,
         Command::Restore(_)
         | Command::CheckConfig
         | Command::Key { .. }

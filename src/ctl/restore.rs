@@ -1,17 +1,15 @@
 //! `restore`: puts a copy in the store's place. Needs the configuration and no daemon.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use super::args::Restore as Args;
 use super::console::Console;
 use super::failure::{Exit, Failure};
+use super::keys::read_recovery_key;
+use super::local::{chain, exit, place};
 use super::output::{Look, count, escape};
-use crate::config::{self, Defaults};
 use crate::daemon::clock::Clock;
-use crate::store::Kek;
-use crate::store::KeyError;
-use crate::store::restore::{self, Restore, RestoreError, Restored};
+use crate::store::restore::{self, Restore, Restored};
 
 /// Restores a copy and says what is to be done next.
 pub(super) fn restore(
@@ -20,72 +18,29 @@ pub(super) fn restore(
     look: Look,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let env = console.env;
-    let env = |name: &str| env(name).and_then(|value| value.into_string().ok());
-    let defaults = if console.root {
-        Defaults::system(&env)
-    } else {
-        Defaults::user(&env)
-    };
-    let described =
-        config::check(config.unwrap_or(&defaults.file), &defaults).map_err(|errors| {
-            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            Failure::new(Exit::Config, lines.join("\n")).hint(
-                "the configuration says which providers rotate, and where the state directory is",
-            )
-        })?;
-    let kek = find_key(args, &defaults, described.key_file.as_ref())
-        .map_err(|error| Failure::new(Exit::Config, chain(&error)))?;
+    let place = place(config, console)?;
+    let kek = place.find_key(args.key_file.as_deref())?;
+    let recovery = args.recovery_key_file.as_deref();
+    let recovery = recovery
+        .map(|file| read_recovery_key(file, console))
+        .transpose()?;
     // An unknown provider counts as rotating, as an unknown class does.
     let rotates = |name: &str| {
-        let provider = described.providers.iter().find(|p| p.name == name);
+        let provider = place.described.providers.iter().find(|p| p.name == name);
         provider.is_none_or(|provider| provider.rotation != "none")
     };
     let restored = restore::restore(&Restore {
         file: &args.file,
-        dir: described.state_dir.as_ref(),
+        dir: place.described.state_dir.as_ref(),
         kek: &kek,
-        recovery: None,
+        recovery: recovery.as_ref(),
         replace: args.replace,
         rotates: &rotates,
         at: Clock::system().now(),
     })
-    .map_err(failure)?;
+    .map_err(|error| Failure::new(exit(error.exit_code()), chain(&error)))?;
     say(&restored, look, console)?;
     Ok(Exit::Ok)
-}
-
-fn find_key(args: &Args, defaults: &Defaults, configured: &Path) -> Result<Kek, KeyError> {
-    if let Some(file) = &args.key_file {
-        return Kek::read_file(file);
-    }
-    if let Some(dir) = &defaults.credentials_dir
-        && let Some(kek) = Kek::from_systemd_credential(dir)?
-    {
-        return Ok(kek);
-    }
-    Kek::read_file(configured)
-}
-
-fn failure(error: RestoreError) -> Failure {
-    let exit = match error.exit_code() {
-        65 => Exit::Data,
-        73 => Exit::CannotCreate,
-        74 => Exit::Io,
-        75 => Exit::TryLater,
-        _ => Exit::Config,
-    };
-    Failure::new(exit, chain(&error))
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    message
 }
 
 fn say(restored: &Restored, look: Look, console: &mut Console<'_>) -> Result<(), Failure> {

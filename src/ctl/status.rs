@@ -10,7 +10,7 @@ use super::output::{
     Look, count, escape, exact, length, or_dash, relative, relative_or_dash, table,
 };
 use crate::local_api::types::{
-    CountView, GrantList, GrantView, ProviderList, ProviderView, Status,
+    CountView, GrantList, GrantView, KeyRotation, ProviderList, ProviderView, Status,
 };
 use crate::refresh::time::UnixTime;
 
@@ -149,11 +149,28 @@ fn facts(look: Look, status: &Status, now: Option<UnixTime>) -> String {
         );
         rows.push(("revoking", waiting));
     }
+    if let Some(rotation) = &status.keys.rotation {
+        rows.push(("key rotation", key_rotation(status.keys.current, rotation)));
+    }
     let rows: Vec<Vec<String>> = rows
         .into_iter()
         .map(|(name, value)| vec![name.to_owned(), value])
         .collect();
     table(look, "  ", &[], &rows)
+}
+
+fn key_rotation(to: u32, rotation: &KeyRotation) -> String {
+    let from: Vec<String> = rotation.from.iter().map(u32::to_string).collect();
+    let text = format!(
+        "from data key {} to {to}: {} of {} rows",
+        from.join(", "),
+        rotation.resealed,
+        rotation.rows
+    );
+    match &rotation.waits_for {
+        Some(waits_for) => format!("{text}; waits: {waits_for}"),
+        None => text,
+    }
 }
 
 fn counts(look: Look, counts: &[CountView]) -> String {

@@ -76,6 +76,11 @@ fn timeline(entries: &[HistoryEntry]) -> Vec<Vec<String>> {
         vec![span(&first.at, Some(end)), summary(before)]
     });
     let shown = shown.iter().map(|entry| {
+        // A copy's date stands in the text; what counts is when it was restored.
+        if entry.event == "restored" {
+            let at = entry.until.as_ref().unwrap_or(&entry.at);
+            return vec![whole(at), happened(entry)];
+        }
         // The end of an interruption is when it was found, and stands in the text.
         let until = entry
             .until
@@ -172,6 +177,10 @@ fn happened(entry: &HistoryEntry) -> String {
             "quarantined" => "quarantined: a sealed value of it did not open".to_owned(),
             reason => format!("paused ({reason})"),
         },
+        "restored" => format!(
+            "restored from a copy of {}; paused until an admin releases it",
+            whole(&entry.at)
+        ),
         "needs-authorization" => format!("needs authorization: {reason}"),
         other => format!("{other} {reason}").trim_end().to_owned(),
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::changes::detached;
 use super::keeper::Daemon;
+use super::moving;
 use super::shared::Shared;
 use crate::config;
 use crate::local_api::problem;
@@ -20,6 +21,12 @@ const HELD_LOOK: Duration = Duration::from_secs(1);
 pub(super) enum NoBackup {
     #[error("another backup is being made")]
     Busy,
+    #[error("a key rotation is under way; freshctl status shows how far it is")]
+    Rotating,
+    #[error("a final backup has been made, or is being made; this store was moved")]
+    Moved,
+    #[error("requests are in flight that do not end")]
+    InFlight,
     #[error(
         "{0} token sets are held in memory because the disk refuses them, and would be missing"
     )]
@@ -38,7 +45,10 @@ impl NoBackup {
         let detail = self.to_string();
         match self {
             NoBackup::Store(BackupError::Exists { .. }) => problem::bad_request(detail),
-            NoBackup::Busy | NoBackup::Held(_) => problem::backup_failed(&detail).retry(HELD_LOOK),
+            NoBackup::Moved => problem::moved(),
+            NoBackup::Busy | NoBackup::Rotating | NoBackup::InFlight | NoBackup::Held(_) => {
+                problem::backup_failed(&detail).retry(HELD_LOOK)
+            }
             NoBackup::Store(_) | NoBackup::Directory { .. } => problem::backup_failed(&detail),
         }
     }
@@ -57,7 +67,12 @@ impl Daemon {
         let shared = self.0.clone();
         detached(async move {
             let made_at = shared.clock.now().rfc3339();
-            let made = copy(&shared, &path).await.map_err(NoBackup::problem)?;
+            let made = if request.last {
+                moving::last_copy(&shared, &path).await
+            } else {
+                copy(&shared, &path, false).await
+            };
+            let made = made.map_err(NoBackup::problem)?;
             Ok(BackupAnswer {
                 path: request.path,
                 made_at,
@@ -72,8 +87,8 @@ impl Daemon {
 }
 
 /// Makes one copy and tells how that went.
-async fn copy(shared: &Shared, path: &Path) -> Result<BackedUp, NoBackup> {
-    let made = alone(shared, path).await;
+pub(super) async fn copy(shared: &Shared, path: &Path, last: bool) -> Result<BackedUp, NoBackup> {
+    let made = alone(shared, path, last).await;
     match &made {
         Ok(made) => tracing::info!(
             path = %path.display(), bytes = made.bytes, grants = made.grants,
@@ -88,9 +103,14 @@ async fn copy(shared: &Shared, path: &Path) -> Result<BackedUp, NoBackup> {
     made
 }
 
-async fn alone(shared: &Shared, path: &Path) -> Result<BackedUp, NoBackup> {
+async fn alone(shared: &Shared, path: &Path, last: bool) -> Result<BackedUp, NoBackup> {
     let Ok(_alone) = shared.upkeep.try_lock() else {
-        return Err(NoBackup::Busy);
+        let rotating = !shared.store.keys().old.is_empty();
+        return Err(if rotating {
+            NoBackup::Rotating
+        } else {
+            NoBackup::Busy
+        });
     };
     for _ in 0..HELD_LOOKS {
         if shared.held.len() == 0 {
@@ -99,6 +119,7 @@ async fn alone(shared: &Shared, path: &Path) -> Result<BackedUp, NoBackup> {
         tokio::time::sleep(HELD_LOOK).await;
     }
     match shared.held.len() {
+        0 if last => Ok(shared.store.final_backup(path, shared.clock.now()).await?),
         0 => Ok(shared.store.backup(path, shared.clock.now()).await?),
         held => Err(NoBackup::Held(held)),
     }
@@ -114,7 +135,8 @@ pub(super) async fn nightly(shared: &Shared, config: &config::Backup) -> Result<
         tracing::error!(path = %dir.display(), error = %source, "backup-failed");
         return Err(NoBackup::Directory { dir, source });
     }
-    copy(shared, &config.dir.join(nightly_name(shared.clock.now()))).await?;
+    let file = config.dir.join(nightly_name(shared.clock.now()));
+    copy(shared, &file, false).await?;
     shared
         .store
         .remove_old_backups(&config.dir, config.keep)

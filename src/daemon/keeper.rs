@@ -11,7 +11,7 @@ use crate::local_api::keeper::{Keeper, ListRequest, Target, Token, TokenRequest}
 use crate::local_api::problem;
 use crate::local_api::types::{
     BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
-    ImportRequest, Problem, ProviderList, Status, UserView,
+    ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Standing};
 use crate::refresh::reading::Read;
@@ -105,7 +105,11 @@ impl Keeper for Daemon {
         };
         let shared = self.0.clone();
         // Detached: a caller who hangs up leaves no half of it.
-        detached(async move { changes::import(&shared, import).await }).await
+        detached(async move {
+            let _open = shared.moving.change().await?;
+            changes::import(&shared, import).await
+        })
+        .await
     }
 
     async fn grant(&self, key: GrantKey) -> Result<GrantView, Problem> {
@@ -144,7 +148,11 @@ impl Keeper for Daemon {
     async fn delete(&self, key: GrantKey) -> Result<Changed, Problem> {
         self.find(&key).await?;
         let shared = self.0.clone();
-        detached(async move { changes::delete(&shared, key).await }).await?;
+        detached(async move {
+            let _open = shared.moving.change().await?;
+            changes::delete(&shared, key).await
+        })
+        .await?;
         Ok(Changed { changed: 1 })
     }
 
@@ -169,6 +177,7 @@ impl Keeper for Daemon {
         }
         let shared = self.0.clone();
         detached(async move {
+            let _open = shared.moving.change().await?;
             let mut changed = 0;
             let keys: Vec<GrantKey> = grants.into_iter().map(|grant| grant.key).collect();
             // Unreadable at once, all of them, before the first one waits for its slot.
@@ -275,6 +284,10 @@ impl Keeper for Daemon {
         self.back_up(request).await
     }
 
+    async fn rotate_key(&self) -> Result<KeysView, Problem> {
+        self.begin_rotation().await
+    }
+
     async fn healthy(&self) -> Result<(), Problem> {
         // Both answer only while they make progress.
         if view::look(&self.0).await.is_none() {
@@ -332,6 +345,7 @@ impl Daemon {
         };
         let shared = self.0.clone();
         detached(async move {
+            let _open = shared.moving.change().await?;
             let mut changed = 0;
             for key in keys {
                 changed +=
@@ -344,12 +358,14 @@ impl Daemon {
 
     async fn pause_provider(&self, name: &str) -> Result<Changed, Problem> {
         self.configured(name)?;
+        let _open = self.0.moving.change().await?;
         let paused = self.0.providers.pause(name).await;
         self.provider_changed(name, paused, "provider-paused").await
     }
 
     async fn resume_provider(&self, name: &str) -> Result<Changed, Problem> {
         self.configured(name)?;
+        let _open = self.0.moving.change().await?;
         let resumed = self.0.providers.resume(name).await;
         self.provider_changed(name, resumed, "provider-resumed")
             .await

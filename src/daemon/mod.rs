@@ -15,10 +15,12 @@ mod import;
 mod keeper;
 pub mod log;
 mod maintenance;
+mod moving;
 mod providers;
 mod reader;
 mod reload;
 mod revocations;
+mod rotation;
 pub mod service;
 mod shared;
 mod slots;
@@ -144,6 +146,8 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         held: Default::default(),
         deleting: Mutex::default(),
         upkeep: Default::default(),
+        rotation: Default::default(),
+        moving: Default::default(),
         revocations: Default::default(),
         draining: AtomicBool::new(false),
         config_files: Mutex::default(),
@@ -152,6 +156,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
     });
     held::take_up(&shared).await?;
     steps::look_at_start(&shared);
+    rotation::resume(&shared);
     resume_replays(&shared, &config).await;
     reload::apply(&shared, &config, live).await;
     let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));
@@ -304,7 +309,7 @@ impl Handle {
         }
         self.sockets.into_inner().stop(SOCKET_PATIENCE).await;
         self.maintenance.stop().await;
-        // A backup that an admin asked for ends by itself, and leaves no half of it.
+        // A backup that an admin asked for ends by itself, and leaves no half of it; a rotation after a few rows.
         drop(shared.upkeep.lock().await);
         for task in &self.background {
             task.abort();

@@ -132,6 +132,9 @@ impl Daemon {
             let standing = Standing::NeedsAuthorization(reason);
             return problem::needs_authorization(standing.reason(), since);
         }
+        if self.0.moving.begun() {
+            return problem::moved();
+        }
         if self.0.draining() {
             return problem::draining(DRAINED_RETRY);
         }

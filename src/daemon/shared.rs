@@ -14,7 +14,9 @@ use super::clock::Clock;
 use super::driver::{Event, Waiter};
 use super::held::Held;
 use super::log::Names;
+use super::moving::Moving;
 use super::providers::{Halt, Providers};
+use super::rotation::Progress;
 use super::slots::SlotTable;
 use crate::local_api::keeper::Token;
 use crate::refresh::grant::{Grant, GrantId, GrantKey};
@@ -37,6 +39,9 @@ pub(super) struct Shared {
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
     /// Whoever works through the whole store: one at a time.
     pub(super) upkeep: tokio::sync::Mutex<()>,
+    /// How far a key rotation is, if one is under way.
+    pub(super) rotation: Mutex<Progress>,
+    pub(super) moving: Moving,
     pub(super) revocations: Notify,
     pub(super) draining: AtomicBool,
     pub(super) started_at: UnixTime,
@@ -131,9 +136,9 @@ impl Shared {
         self.providers.halt(provider)
     }
 
-    /// Whether the daemon takes no new attempts.
+    /// Whether the daemon takes no new attempts: it ends, or its store was moved.
     pub(super) fn draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.load(Ordering::Relaxed) || self.moving.begun()
     }
 }
 

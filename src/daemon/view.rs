@@ -4,6 +4,7 @@ use tokio::sync::oneshot;
 
 use super::driver::{self, Look};
 use super::providers::Halt;
+use super::rotation;
 use super::shared::{Shared, lock};
 use crate::local_api::types::{
     CountView, GrantView, History, HistoryEntry, ProviderStanding, ProviderView, Status, Unanswered,
@@ -173,7 +174,9 @@ pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
     };
     let providers = providers(shared).await?;
     let revocations = shared.store.revocations_waiting().await?;
-    let state = if shared.draining() {
+    let state = if shared.moving.begun() {
+        "moved"
+    } else if shared.draining() {
         "draining"
     } else {
         "running"
@@ -190,6 +193,7 @@ pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
         next_due_at: next_due_at.map(UnixTime::rfc3339),
         held: shared.held.len(),
         revocations,
+        keys: rotation::view(shared),
         store: shared.store.failing().unwrap_or_else(|| "ok".to_owned()),
     })
 }

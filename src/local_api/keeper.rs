@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::types::{
     BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
-    ImportRequest, Problem, ProviderList, Status, UserView,
+    ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
 use crate::refresh::time::UnixTime;
@@ -136,11 +136,13 @@ pub trait Keeper: Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Result<Status, Problem>> + Send;
     /// The providers.
     fn providers(&self) -> impl Future<Output = Result<ProviderList, Problem>> + Send;
-    /// Copies the store to a new file.
+    /// Copies the store to a new file; a final copy ends this store's refreshing for good.
     fn backup(
         &self,
         request: BackupRequest,
     ) -> impl Future<Output = Result<BackupAnswer, Problem>> + Send;
+    /// Begins a rotation of the data key.
+    fn rotate_key(&self) -> impl Future<Output = Result<KeysView, Problem>> + Send;
     /// Whether the daemon is alive: scheduler and writer both make progress.
     fn healthy(&self) -> impl Future<Output = Result<(), Problem>> + Send;
 }

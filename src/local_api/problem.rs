@@ -225,6 +225,23 @@ pub fn draining(retry_after: Duration) -> Problem {
     .retry(retry_after)
 }
 
+/// 503: a final backup was made, so nothing is refreshed or changed here any more.
+pub fn moved() -> Problem {
+    let detail = "a final backup of this store was made for a move to another host: nothing is refreshed or changed here any more; ask freshd there";
+    problem(
+        "moved",
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The store was moved",
+        detail,
+    )
+    .retry(Duration::from_secs(60))
+}
+
+/// 503: what works through the whole store is under way, and excludes what was asked for.
+pub fn busy(why: &str) -> Problem {
+    problem("busy", StatusCode::SERVICE_UNAVAILABLE, "Not now", why)
+}
+
 /// 503: no answer within the request's total deadline; what was begun may still end well.
 pub fn deadline_exceeded(limit: Duration) -> Problem {
     let detail = format!(
@@ -351,6 +368,8 @@ mod tests {
                 503,
             ),
             (draining(second), "draining", 503),
+            (moved(), "moved", 503),
+            (busy("a backup is being made"), "busy", 503),
             (deadline_exceeded(second), "deadline-exceeded", 503),
             (too_many_connections(1), "too-many-connections", 503),
             (store_unavailable("disk full"), "store-unavailable", 507),

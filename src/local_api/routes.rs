@@ -16,8 +16,8 @@ use super::problem;
 use super::request::{self, Names, Query};
 use super::rules::{Rule, SocketKind, Verb};
 use super::types::{
-    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportRequest, Problem,
-    ProviderList, RefreshRequest, Status, UserView,
+    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportRequest, KeysView,
+    Problem, ProviderList, RefreshRequest, Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
 
@@ -170,7 +170,8 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
         .route("/v1/grants", get(list::<K>))
         .route("/v1/status", get(status::<K>))
         .route("/v1/providers", get(providers::<K>))
-        .route("/v1/backup", post(backup::<K>));
+        .route("/v1/backup", post(backup::<K>))
+        .route("/v1/keys/rotate", post(rotate_key::<K>));
     for target in [
         "/v1/users/{user}",
         "/v1/users/{user}/grants/{provider}",
@@ -467,6 +468,12 @@ async fn backup<K: Keeper>(State(api): Shared<K>, request: Request) -> Answer<Ba
     Query::none(request.uri())?;
     let body: BackupRequest = request::object(request.into_body(), &api.limits).await?;
     Ok(Json(api.keeper.backup(body).await?))
+}
+
+async fn rotate_key<K: Keeper>(State(api): Shared<K>, request: Request) -> Answer<KeysView> {
+    Query::none(request.uri())?;
+    let Nothing {} = request::optional_object(request.into_body(), &api.limits).await?;
+    Ok(Json(api.keeper.rotate_key().await?))
 }
 
 async fn healthz<K: Keeper>(

@@ -296,7 +296,7 @@ pub struct Status {
     pub version: String,
     /// When it started.
     pub started_at: String,
-    /// `running` or `draining`.
+    /// `running`, `draining`, or `moved` after a final backup.
     pub state: String,
     /// The configuration files in use.
     pub config: Vec<String>,
@@ -316,8 +316,34 @@ pub struct Status {
     pub held: usize,
     /// Revocations that wait for their provider.
     pub revocations: u64,
+    /// The data keys.
+    pub keys: KeysView,
     /// `ok`, or why the store can't be written now.
     pub store: String,
+}
+
+/// The data keys, by their ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysView {
+    /// The one that seals.
+    pub current: u32,
+    /// The rotation that is under way, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<KeyRotation>,
+}
+
+/// How far a rotation of the data key is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRotation {
+    /// The keys that are to be retired.
+    pub from: Vec<u32>,
+    /// How many rows have been sealed anew, of `rows`; both since the last start or pause.
+    pub resealed: u64,
+    /// How many rows the old keys had sealed then; 0 while they are being counted.
+    pub rows: u64,
+    /// What it waits for, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }
 
 /// The body of `POST /v1/backup`.
@@ -326,6 +352,9 @@ pub struct Status {
 pub struct BackupRequest {
     /// Where the daemon writes the copy: the absolute path of a file that is not there.
     pub path: String,
+    /// Whether it is for a move to another host: then this store never refreshes again.
+    #[serde(default, rename = "final")]
+    pub last: bool,
 }
 
 /// A finished backup.

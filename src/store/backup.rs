@@ -5,7 +5,7 @@
 //! one snapshot of the write-ahead log, so writers go on meanwhile; only checkpoints can't finish.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +41,9 @@ CREATE TABLE backup (
     erasures INTEGER NOT NULL
 ) STRICT;
 ";
+
+/// What a final copy has besides: it is the present, for its store has not gone on after it.
+const FINAL_TABLE: &str = "CREATE TABLE final_copy (id INTEGER PRIMARY KEY) STRICT";
 
 /// A copy under this name is not finished, or was never.
 const UNFINISHED: &str = ".freshd-unfinished";
@@ -123,16 +126,30 @@ impl Store {
     /// # Errors
     /// See [`BackupError`].
     pub async fn backup(&self, path: &Path, at: UnixTime) -> Result<BackedUp, BackupError> {
+        self.copy(path, at, false).await
+    }
+
+    /// The same, after which no daemon starts on this store: that is on disk before the copy has its name. The
+    /// caller has stopped all refreshing and all changes before.
+    ///
+    /// # Errors
+    /// See [`BackupError`]. Then the store is as it was.
+    pub async fn final_backup(&self, path: &Path, at: UnixTime) -> Result<BackedUp, BackupError> {
+        self.copy(path, at, true).await
+    }
+
+    async fn copy(&self, path: &Path, at: UnixTime, last: bool) -> Result<BackedUp, BackupError> {
         let (inner, path) = (Arc::clone(&self.inner), path.to_owned());
         let (part, mut backed_up, broken) = blocking(move || {
-            let part = Part::copied(&inner, path, at)?;
+            let part = Part::copied(&inner, path, at, last)?;
             let (backed_up, broken) = part.check(&inner)?;
             Ok((part, backed_up, broken))
         })
         .await?;
         backed_up.quarantined += broken.grants.len() as u64;
         self.settle(broken, at).await?;
-        blocking(move || part.name()).await?;
+        let moved = last.then(|| self.inner.layout.moved.clone());
+        blocking(move || part.name_after(moved.as_deref(), at)).await?;
         Ok(backed_up)
     }
 
@@ -188,7 +205,7 @@ struct Part {
 }
 
 impl Part {
-    fn copied(inner: &Inner, path: PathBuf, at: UnixTime) -> Result<Part, BackupError> {
+    fn copied(inner: &Inner, path: PathBuf, at: UnixTime, last: bool) -> Result<Part, BackupError> {
         if path.symlink_metadata().is_ok() {
             return Err(BackupError::Exists { path });
         }
@@ -204,11 +221,11 @@ impl Part {
             file: file.into(),
         };
         part.remove();
-        part.write(inner, at)?;
+        part.write(inner, at, last)?;
         Ok(part)
     }
 
-    fn write(&self, inner: &Inner, at: UnixTime) -> Result<(), BackupError> {
+    fn write(&self, inner: &Inner, at: UnixTime, last: bool) -> Result<(), BackupError> {
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -221,7 +238,7 @@ impl Part {
             done: "read",
             source,
         })?;
-        copy(inner, &self.file, &keyring, at).map_err(|source| BackupError::Copy {
+        copy(inner, &self.file, &keyring, at, last).map_err(|source| BackupError::Copy {
             path: self.path.clone(),
             source,
         })?;
@@ -255,6 +272,33 @@ impl Part {
             revocations: broken_revocations,
         };
         Ok((backed_up, broken))
+    }
+
+    /// Gives the copy its name, for a final one after the store is known to be moved: never two that refresh.
+    fn name_after(self, moved: Option<&Path>, at: UnixTime) -> Result<(), BackupError> {
+        let Some(moved) = moved else {
+            return self.name();
+        };
+        let text = format!("{} {}\n", at.rfc3339(), self.path.display());
+        let marked = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(moved)
+            .and_then(|mut file| {
+                file.write_all(text.as_bytes())
+                    .and_then(|()| file.sync_all())
+            })
+            .and_then(|()| sync_parent(moved))
+            .map_err(|source| BackupError::Io {
+                path: moved.into(),
+                done: "made",
+                source,
+            });
+        marked.and_then(|()| self.name()).inspect_err(|_| {
+            // Without the copy this store is the only one. Where the marker stays, the next start says what to do.
+            let _ = std::fs::remove_file(moved).and_then(|()| sync_parent(moved));
+        })
     }
 
     /// Gives the copy its name, unless that is taken by now.
@@ -307,7 +351,13 @@ fn file_len(path: &Path) -> u64 {
 }
 
 /// Copies all pages of one snapshot in one step: an incremental copy starts anew with every write.
-fn copy(inner: &Inner, file: &Path, keyring: &str, at: UnixTime) -> rusqlite::Result<()> {
+fn copy(
+    inner: &Inner,
+    file: &Path,
+    keyring: &str,
+    at: UnixTime,
+    last: bool,
+) -> rusqlite::Result<()> {
     let source = schema::connect_reader(&inner.layout.database, BUSY)?;
     let erasures = {
         // Between a deletion's record and its commit there is no snapshot.
@@ -330,6 +380,9 @@ fn copy(inner: &Inner, file: &Path, keyring: &str, at: UnixTime) -> rusqlite::Re
     // One file, without a log beside it.
     copy.pragma_update(None, "journal_mode", "DELETE")?;
     copy.execute_batch(TABLE)?;
+    if last {
+        copy.execute_batch(FINAL_TABLE)?;
+    }
     copy.execute(
         "INSERT INTO backup (id, made_at, keyring, journal, erasures) VALUES (1, ?1, ?2, ?3, ?4)",
         params![

@@ -39,10 +39,12 @@ pub enum Event {
     Paused = 8,
     /// It was found to need authorization.
     NeedsAuthorization = 9,
+    /// It was restored from a copy, and is not refreshed until it is released.
+    Restored = 10,
 }
 
 impl Event {
-    const ALL: [Event; 10] = [
+    const ALL: [Event; 11] = [
         Event::Refreshed,
         Event::Failed,
         Event::Unanswered,
@@ -53,6 +55,7 @@ impl Event {
         Event::Resumed,
         Event::Paused,
         Event::NeedsAuthorization,
+        Event::Restored,
     ];
 
     /// Returns its name on the wire.
@@ -68,6 +71,7 @@ impl Event {
             Event::Resumed => "resumed",
             Event::Paused => "paused",
             Event::NeedsAuthorization => "needs-authorization",
+            Event::Restored => "restored",
         }
     }
 
@@ -109,7 +113,8 @@ impl By {
 pub struct Entry {
     /// What happened.
     pub event: Event,
-    /// When; of one that repeats, when first. Of [`Event::Interrupted`], when it was sent, if that is known.
+    /// When; of one that repeats, when first. Of [`Event::Interrupted`], when it was sent, if that is known. Of
+    /// [`Event::Restored`], when the copy was made.
     pub first_at: UnixTime,
     /// When last. For [`Event::Interrupted`], when it was found.
     pub last_at: UnixTime,
@@ -259,12 +264,14 @@ pub(super) fn tell_of_interrupted(
 ) -> Result<(), Trouble> {
     let explained = session.first(
         "SELECT coalesce(sum(times), 0) FROM history
-         WHERE grant_id = ?1 AND generation = ?2 AND event IN (?3, ?4)",
+         WHERE grant_id = ?1 AND generation = ?2 AND event IN (?3, ?4, ?5)",
         params![
             grant.id.0,
             grant.generation as i64,
             Event::Unanswered as i64,
-            Event::Interrupted as i64
+            Event::Interrupted as i64,
+            // The mark that a restore makes stands for requests of after the copy.
+            Event::Restored as i64,
         ],
         |row| count(row, 0),
     )?;

@@ -196,8 +196,8 @@ impl Kek {
         sync_parent(path)
     }
 
-    pub(super) fn from_bytes(key: Zeroizing<[u8; KEY_LEN]>) -> Kek {
-        Kek(key)
+    pub(super) fn from_bytes(key: &[u8; KEY_LEN]) -> Kek {
+        Kek(Guarded::of(key))
     }
 
     pub(super) fn bytes(&self) -> &[u8; KEY_LEN] {

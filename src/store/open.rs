@@ -21,6 +21,8 @@ const KEYRING: &str = "keyring";
 const LOCK: &str = "lock";
 const SPILL: &str = "spill";
 const ERASURES: &str = "erasures";
+/// There for good after a final copy: when it was made, and where.
+const MOVED: &str = "moved";
 /// There while a restore moves files about.
 const RESTORING: &str = "restoring";
 
@@ -146,6 +148,21 @@ pub enum OpenError {
         /// The state directory.
         dir: PathBuf,
     },
+    /// A final copy has been made, and its store is refreshed elsewhere.
+    #[error(
+        "a final backup was made on {made_at}; this store was moved, and is refreshed elsewhere. If that was called off: \
+         freshctl restore {file} --replace; or where there is no such file, remove {marker}. Nothing was changed",
+        file = file.display(),
+        marker = marker.display()
+    )]
+    Moved {
+        /// When.
+        made_at: String,
+        /// The copy.
+        file: PathBuf,
+        /// The file that says so.
+        marker: PathBuf,
+    },
     /// The file is some other program's.
     #[error("{database} is not a freshd database. Nothing was changed", database = database.display())]
     NotOurs {
@@ -184,6 +201,7 @@ pub(super) struct Layout {
     pub(super) spill: PathBuf,
     pub(super) erasures: PathBuf,
     pub(super) restoring: PathBuf,
+    pub(super) moved: PathBuf,
 }
 
 impl Layout {
@@ -198,11 +216,12 @@ impl Layout {
             spill: dir.join(SPILL),
             erasures: dir.join(ERASURES),
             restoring: dir.join(RESTORING),
+            moved: dir.join(MOVED),
         }
     }
 
     /// The files that belong to one store. Lock and erasure journal belong to the directory.
-    pub(super) fn store_files(&self) -> [PathBuf; 6] {
+    pub(super) fn store_files(&self) -> [PathBuf; 7] {
         [
             self.database.clone(),
             self.database_log.clone(),
@@ -210,6 +229,7 @@ impl Layout {
             self.unnamed_database.clone(),
             self.keyring.clone(),
             self.spill.clone(),
+            self.moved.clone(),
         ]
     }
 
@@ -220,6 +240,7 @@ impl Layout {
             &self.database_log,
             &self.unnamed_database,
             &self.keyring,
+            &self.moved,
         ];
         files.iter().any(|file| file.symlink_metadata().is_ok())
     }
@@ -240,6 +261,9 @@ pub(super) fn open(options: &Options) -> Result<Opened, OpenError> {
     let lock = take_lock(&layout)?;
     if layout.restoring.symlink_metadata().is_ok() {
         return Err(OpenError::Restoring { dir: layout.dir });
+    }
+    if let Ok(made) = std::fs::read_to_string(&layout.moved) {
+        return Err(moved(layout.moved, &made));
     }
     let there = |path: &Path| match path.symlink_metadata() {
         Ok(_) => Ok(true),
@@ -281,6 +305,15 @@ pub(super) fn open(options: &Options) -> Result<Opened, OpenError> {
         keyring,
         writer,
     })
+}
+
+fn moved(marker: PathBuf, made: &str) -> OpenError {
+    let (made_at, file) = made.trim_end().split_once(' ').unwrap_or((made, "FILE"));
+    OpenError::Moved {
+        made_at: made_at.into(),
+        file: file.into(),
+        marker,
+    }
 }
 
 pub(super) fn prepare_dir(dir: &Path) -> Result<(), OpenError> {

@@ -73,9 +73,8 @@ impl RecoveryKey {
         if Sha256::digest(key)[..CHECK_LEN] != *check {
             return Err(NoRecoveryKey::Check);
         }
-        let mut kek = Zeroizing::new([0; KEY_LEN]);
-        kek.copy_from_slice(key);
-        Ok(RecoveryKey(Kek::from_bytes(kek)))
+        let key = key.first_chunk().expect("it was split there");
+        Ok(RecoveryKey(Kek::from_bytes(key)))
     }
 
     /// Returns it as people keep it. Secret.

@@ -15,6 +15,7 @@ use rusqlite::{Connection, params};
 use super::backup;
 use super::erasures::{self, Position};
 use super::grants;
+use super::history::{By, Event};
 use super::kek::{Kek, sync_parent};
 use super::keyring::{self, Keyring};
 use super::open::{Layout, OpenError, prepare_dir, take_lock};
@@ -100,6 +101,8 @@ struct Copy {
     keyring_text: String,
     made_at: UnixTime,
     position: Option<Position>,
+    /// Whether its store has not gone on after it.
+    last: bool,
 }
 
 /// Restores a copy. Blocks.
@@ -184,6 +187,8 @@ fn prove(restore: &Restore<'_>) -> Result<(Copy, Keyring), RestoreError> {
 }
 
 fn read_copy(conn: &Connection) -> rusqlite::Result<Copy> {
+    let last = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'final_copy')";
+    let last = conn.query_row(last, [], |row| row.get(0))?;
     conn.query_row(
         "SELECT keyring, made_at, journal, erasures FROM backup",
         [],
@@ -193,6 +198,7 @@ fn read_copy(conn: &Connection) -> rusqlite::Result<Copy> {
             Ok(Copy {
                 keyring_text: row.get(0)?,
                 made_at: rows::time(row, 1)?,
+                last,
                 position: journal.map(|journal| Position {
                     journal,
                     records: u64::try_from(records).unwrap_or(0),
@@ -232,7 +238,7 @@ fn prepare(
     let mut conn = schema::connect_writer(prepared, BUSY).map_err(sql)?;
     let disk = Disk::new(layout.dir.clone());
     let change = |conn: &mut Connection| -> Result<Restored, Trouble> {
-        conn.execute_batch("DROP TABLE backup")?;
+        conn.execute_batch("DROP TABLE backup; DROP TABLE IF EXISTS final_copy")?;
         conn.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
         schema::upgrade(conn)?;
         let tx = conn.transaction()?;
@@ -245,7 +251,7 @@ fn prepare(
             Some(erased) => Some(erase(&session, erased, restore.at)?),
             None => None,
         };
-        let suspended = suspend(&session, restore, copy.made_at)?;
+        let suspended = suspend(&session, restore, copy)?;
         let count = |row: &rusqlite::Row<'_>| rows::count(row, 0);
         let grants = session.first("SELECT count(*) FROM grants", [], count)?;
         tx.commit()?;
@@ -314,17 +320,36 @@ fn erase(
 /// Pauses every grant whose refresh token may have been spent since the copy was made.
 ///
 /// Each gets a mark from that moment: the request that spent it may have been made, and its fate is unknown here. So a
-/// released grant presents it as its rotation class allows, and a refusal is told as what it probably is.
-fn suspend(
-    session: &Session<'_>,
-    restore: &Restore<'_>,
-    made_at: UnixTime,
-) -> Result<u64, Trouble> {
+/// released grant presents it as its rotation class allows, and a refusal is told as what it probably is. Not after a
+/// final copy, which is the present as long as it is restored once.
+fn suspend(session: &Session<'_>, restore: &Restore<'_>, copy: &Copy) -> Result<u64, Trouble> {
     let providers: Vec<String> =
         session.all("SELECT DISTINCT provider FROM grants", [], |row| row.get(0))?;
     let restored = Standing::Paused(PauseReason::Restored);
     let mut suspended = 0;
     for provider in providers.iter().filter(|name| (restore.rotates)(name)) {
+        let paused = [
+            Standing::Paused(PauseReason::Inactive).reason(),
+            Standing::Paused(PauseReason::Unused).reason(),
+        ];
+        session.write(
+            "INSERT INTO history (grant_id, number, event, first_at, last_at, times, generation,
+                detail, changed_by)
+             SELECT id, 1 + coalesce((SELECT max(number) FROM history WHERE grant_id = id), 0),
+                ?2, ?3, ?4, 1, generation, ?5, ?6
+             FROM grants WHERE provider = ?1
+                AND (standing = 'active' OR (standing = 'paused' AND reason IN (?7, ?8)))",
+            params![
+                provider,
+                Event::Restored as i64,
+                copy.made_at.as_millis(),
+                restore.at.as_millis(),
+                restored.reason(),
+                By::Admin as i64,
+                paused[0],
+                paused[1],
+            ],
+        )?;
         suspended += session.write(
             "UPDATE grants SET version = version + 1, standing = ?2, reason = ?3,
                 standing_since = ?4, due_at = NULL
@@ -335,15 +360,18 @@ fn suspend(
                 restored.name(),
                 restored.reason(),
                 restore.at.as_millis(),
-                Standing::Paused(PauseReason::Inactive).reason(),
-                Standing::Paused(PauseReason::Unused).reason(),
+                paused[0],
+                paused[1],
             ],
         )?;
+        if copy.last {
+            continue;
+        }
         session.write(
             "INSERT INTO marks (grant_id, first_sent_at, presented)
              SELECT id, ?2, 1 FROM grants WHERE provider = ?1 AND refresh_token IS NOT NULL
              ON CONFLICT DO NOTHING",
-            params![provider, made_at.as_millis()],
+            params![provider, copy.made_at.as_millis()],
         )?;
     }
     Ok(suspended as u64)

@@ -15,6 +15,8 @@ use super::{eventually, within};
 pub struct Strace {
     syscall: String,
     tampering: String,
+    /// Only calls that concern these; all, if there are none.
+    paths: Vec<PathBuf>,
     output: PathBuf,
 }
 
@@ -41,8 +43,15 @@ impl Strace {
         Strace {
             syscall: syscall.to_owned(),
             tampering,
+            paths: Vec::new(),
             output: directory.join("strace"),
         }
+    }
+
+    /// Leaves calls alone, and does not count them, that concern none of these files.
+    pub fn on(mut self, paths: &[PathBuf]) -> Strace {
+        self.paths = paths.to_vec();
+        self
     }
 
     /// Returns the command that ends with the daemon.
@@ -60,6 +69,10 @@ impl Strace {
             .into_iter()
             .chain(["-E", "TOKIO_WORKER_THREADS=1", "-o", output])
             .chain(["-e", &trace, "-e", &inject])
+            .chain(self.paths.iter().flat_map(|path| {
+                let path = path.to_str().expect("ASCII");
+                ["-P", path]
+            }))
             .map(str::to_owned)
             .collect()
     }
@@ -165,6 +178,8 @@ fn about(arguments: &str) -> String {
         ("freshd.db-wal", "log"),
         ("freshd.db-shm", "index"),
         ("freshd.db", "database"),
+        ("/state/keyring.new", "new keyring"),
+        ("/state/keyring", "keyring"),
         ("/state>", "state directory"),
         ("<TCP", "network"),
         ("sa_family=AF_INET", "network"),

@@ -25,7 +25,8 @@ fn well() -> Value {
             provider("hubspot", "running", "", None),
             provider("google", "cooling-down", "429", Some("2026-11-22T00:00:30Z")),
         ],
-        "in_flight": 1, "next_due_at": "2026-11-22T00:00:07Z", "held": 0, "revocations": 0, "store": "ok",
+        "in_flight": 1, "next_due_at": "2026-11-22T00:00:07Z", "held": 0, "revocations": 0,
+        "keys": { "current": 1 }, "store": "ok",
     })
 }
 

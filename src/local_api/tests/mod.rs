@@ -22,7 +22,7 @@ use super::limits::Limits;
 use super::rules::{Rule, RulePeer, Rules, SharedRules, SocketKind};
 use super::types::{
     BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
-    ImportRequest, Problem, ProviderList, ProviderStanding, Status, UserView,
+    ImportRequest, KeysView, Problem, ProviderList, ProviderStanding, Status, UserView,
 };
 use super::{listen, problem, server};
 use crate::refresh::grant::GrantKey;
@@ -228,7 +228,7 @@ impl Keeper for Recorder {
     }
 
     async fn backup(&self, request: BackupRequest) -> Result<BackupAnswer, Problem> {
-        self.note(format!("backup {}", request.path));
+        self.note(format!("backup {} final={}", request.path, request.last));
         Ok(BackupAnswer {
             path: request.path,
             made_at: "2026-01-31T03:00:00Z".into(),
@@ -236,6 +236,14 @@ impl Keeper for Recorder {
             grants: 2,
             quarantined: 0,
             revocations: 0,
+        })
+    }
+
+    async fn rotate_key(&self) -> Result<KeysView, Problem> {
+        self.note("rotate-key".into());
+        Ok(KeysView {
+            current: 2,
+            rotation: None,
         })
     }
 

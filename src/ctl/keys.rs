@@ -13,8 +13,9 @@ use super::failure::{Exit, Failure};
 use super::local::{Place, chain, exit, place};
 use super::output::{Look, escape};
 use crate::local_api::types::KeysView;
+use crate::store::Kek;
+use crate::store::RecoveryKey;
 use crate::store::rekey::{self, Changed, Proof, RekeyError};
-use crate::store::{Kek, RecoveryKey};
 
 /// Longer than a recovery key with whatever spaces somebody put in.
 const LONGEST: u64 = 1024;

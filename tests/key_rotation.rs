@@ -206,26 +206,56 @@ async fn a_backup_and_a_rotation_exclude_each_other_and_a_second_rotation_is_tol
 }
 
 #[tokio::test]
-async fn a_keyring_that_cannot_be_written_changes_nothing_and_says_what_to_do() {
-    let scene = Scene::new().await;
-    let in_the_way = scene.freshd.config.state_dir().join("keyring.new");
-    std::fs::create_dir(&in_the_way).expect("ours");
-    let said = scene.freshd.freshctl(&["key", "rotate"], "").await;
-    assert_eq!(said.code, Some(75), "{}", said.stderr);
-    for words in [
-        "keyring could not be written",
-        "The old key goes on",
-        "ask again",
-    ] {
-        assert!(said.stderr.contains(words), "{}", said.stderr);
+async fn whichever_step_of_writing_the_keyring_fails_nothing_is_lost_and_it_says_what_to_do() {
+    let mut scene = Scene::new().await;
+    scene.freshd.stop().await;
+    let steps = [
+        ("openat", "ENOSPC"),
+        ("write", "ENOSPC"),
+        ("fsync", "EIO"),
+        ("rename", "EIO"),
+    ];
+    let fails = |scene: &Scene, syscall: &str, errno: &str| {
+        let file = scene.freshd.config.state_dir().join("keyring.new");
+        Strace::fail_at(scene.freshd.config.path(), syscall, errno, "1").on(&[file])
+    };
+    for (syscall, errno) in steps {
+        // At the beginning: it is refused, and the next try goes well.
+        let strace = fails(&scene, syscall, errno);
+        assert!(scene.freshd.start_again_under(&strace.command()).await);
+        let said = scene.freshd.freshctl(&["key", "rotate"], "").await;
+        assert_eq!(said.code, Some(75), "{syscall}: {}", said.stderr);
+        for words in [
+            "keyring could not be written",
+            "The old key goes on",
+            "ask again",
+        ] {
+            assert!(said.stderr.contains(words), "{}", said.stderr);
+        }
+        assert_eq!(scene.data_keys().len(), 1, "{syscall}");
+        scene.refresh("anna").await;
+        let said = scene.freshd.freshctl(&["key", "rotate"], "").await;
+        assert_eq!(said.code, Some(0), "{syscall}: {}", said.stderr);
+        scene.rotated().await;
+        scene.freshd.stop().await;
+
+        // At the end: both keys stay, and it waits.
+        scene.leave_half_done().await;
+        let strace = fails(&scene, syscall, errno);
+        assert!(scene.freshd.start_again_under(&strace.command()).await);
+        let waits = |status: &Value| status["keys"]["rotation"]["waits_for"].clone();
+        let reason = eventually("the rotation to wait", || async {
+            let reason = waits(&scene.freshd.status().await);
+            reason.is_string().then_some(reason)
+        })
+        .await;
+        assert!(reason.to_string().contains("keyring"), "{reason}");
+        assert_eq!(scene.data_keys().len(), 2, "{syscall}");
+        scene.refresh("bert").await;
+        scene.freshd.stop().await;
+        all_is_well(&mut scene).await;
     }
-    assert_eq!(scene.data_keys(), [1]);
-    assert_eq!(scene.refresh("anna").await, 2);
-    std::fs::remove_dir(&in_the_way).expect("ours");
-    let said = scene.freshd.freshctl(&["key", "rotate"], "").await;
-    assert_eq!(said.code, Some(0), "{}", said.stderr);
-    scene.rotated().await;
-    assert_eq!(scene.data_keys(), [2]);
+    assert!(scene.freshd.logs().contains("key-rotation-waits"));
 }
 
 /// What a life does that may be cut short.

@@ -147,6 +147,15 @@ async fn a_released_grant_whose_refresh_token_was_spent_since_is_told_as_a_lost_
     let grant = scene.freshd.wait_for_state("anna", "acme", state).await;
     assert_eq!(grant["reason"], "lost-rotation (probable)");
     assert_eq!(scene.server.refreshes().len(), asked + 1);
+    let why = scene.freshd.freshctl(&["why", "anna", "acme"], "").await;
+    for words in [
+        "restored from a copy of 2",
+        "resumed by an admin",
+        "It had come back with a copy of 2",
+    ] {
+        assert!(why.stdout.contains(words), "{words}: {}", why.stdout);
+    }
+    assert!(!why.stdout.contains("cut off"), "{}", why.stdout);
 }
 
 #[tokio::test]

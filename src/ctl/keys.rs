@@ -33,7 +33,7 @@ pub(super) async fn rotate(session: &mut Session<'_, '_>) -> Result<Exit, Failur
         keys.current
     ))?;
     session.console.note(
-        "freshctl status shows how far it is; it goes on after a restart. Backups made before open with their own keyring",
+        "freshctl status shows how far it is; it goes on after a restart. What does not open now (quarantined grants) never will, once the old key is gone",
     );
     Ok(Exit::Ok)
 }

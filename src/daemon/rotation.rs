@@ -91,7 +91,7 @@ fn start(shared: &Arc<Shared>) {
 }
 
 async fn run(shared: Arc<Shared>) {
-    while !shared.draining() {
+    while !shared.ending() {
         let waits_for = {
             let _alone = shared.upkeep.lock().await;
             match pass(&shared).await {
@@ -101,7 +101,7 @@ async fn run(shared: Arc<Shared>) {
             }
         };
         let before = lock(&shared.rotation).waits_for.replace(waits_for.clone());
-        if before.as_ref() != Some(&waits_for) && !shared.draining() {
+        if before.as_ref() != Some(&waits_for) && !shared.ending() {
             tracing::warn!(
                 waits_for,
                 hint = "it goes on by itself; until then both keys are in the keyring, and nothing is lost",
@@ -121,7 +121,7 @@ async fn pass(shared: &Shared) -> Result<Option<String>, RotationError> {
         (progress.rows, progress.resealed) = (rows, 0);
     }
     reseal_all(shared).await?;
-    if shared.draining() {
+    if shared.ending() {
         return Ok(None);
     }
     let from = store.keys().old;
@@ -141,7 +141,7 @@ async fn pass(shared: &Shared) -> Result<Option<String>, RotationError> {
 async fn reseal_all(shared: &Shared) -> Result<(), StoreError> {
     let mut place = Some(Place::default());
     while let Some(here) = place
-        && !shared.draining()
+        && !shared.ending()
     {
         let page = shared.store.reseal(here, shared.clock.now()).await?;
         lock(&shared.rotation).resealed += page.rows;

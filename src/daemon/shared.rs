@@ -138,7 +138,12 @@ impl Shared {
 
     /// Whether the daemon takes no new attempts: it ends, or its store was moved.
     pub(super) fn draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed) || self.moving.begun()
+        self.ending() || self.moving.begun()
+    }
+
+    /// Whether the daemon was told to stop.
+    pub(super) fn ending(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 }
 

@@ -2,7 +2,11 @@
 
 mod support;
 
+use std::path::PathBuf;
+
+use rustix::process::Signal;
 use support::daemon::Config;
+use support::strace::Strace;
 use support::{Freshd, Rotating, ScriptedServer};
 
 struct Scene {
@@ -150,4 +154,56 @@ async fn a_move_that_was_called_off_is_undone_by_restoring_the_copy() {
     scene.freshd.start_again().await;
     scene.does(&["release", "anna", "acme"]).await;
     assert_eq!(scene.refresh().await, 2);
+}
+
+#[tokio::test]
+async fn wherever_a_final_backup_is_killed_there_are_never_a_copy_and_a_source_that_starts() {
+    let mut scene = Scene::new().await;
+    scene.freshd.stop().await;
+    let (state, copy) = (scene.freshd.config.state_dir(), scene.copy());
+    let (marker, copied) = (state.join("moved"), PathBuf::from(&copy));
+    let unfinished = PathBuf::from(format!("{copy}.freshd-unfinished"));
+    let calls = [
+        ("openat", vec![marker.clone(), state.clone()]),
+        ("write", vec![marker.clone()]),
+        ("fsync", vec![marker.clone(), state.clone()]),
+        ("renameat2", vec![unfinished, copied.clone()]),
+        ("fsync", vec![scene.freshd.config.path().to_owned()]),
+    ];
+    let mut kills = 0;
+    for (syscall, files) in calls {
+        for n in 1.. {
+            let strace = Strace::kill_at(scene.freshd.config.path(), syscall, n).on(&files);
+            if !scene.freshd.start_again_under(&strace.command()).await {
+                // Not what this is about.
+                scene.freshd.wait_exit().await;
+                continue;
+            }
+            let command = ["backup", &copy, "--final"];
+            let unharmed = scene.freshd.freshctl(&command, "").await.code == Some(0);
+            if unharmed {
+                scene.freshd.signal(Signal::TERM);
+            }
+            scene.freshd.wait_exit().await;
+            assert!(marker.exists() || !copied.exists(), "{syscall} {n}");
+            if marker.exists() {
+                let (code, log) = scene.freshd.run_another().await;
+                assert_eq!(code, Some(78), "{syscall} {n}: {log}");
+            }
+            // The way back that the log names.
+            if copied.exists() {
+                scene.does(&["restore", &copy, "--replace"]).await;
+                std::fs::remove_file(&copied).expect("ours");
+            } else {
+                let _ = std::fs::remove_file(&marker);
+            }
+            if unharmed {
+                break;
+            }
+            kills += 1;
+        }
+    }
+    assert!(kills >= 5, "{kills} kills");
+    scene.freshd.start_again().await;
+    assert_eq!(scene.freshd.token("anna", "acme").await.status, 200);
 }

@@ -280,3 +280,44 @@ async fn a_copy_of_before_a_rotation_opens_with_its_own_keyring() {
     let keyring = Keyring::unlock(&bench.kek, text.as_bytes()).unwrap();
     assert_eq!((keyring.current(), keyring.old_keys()), (1, vec![]));
 }
+
+#[tokio::test]
+async fn a_reader_of_an_older_snapshot_still_opens_what_it_has_read() {
+    let bench = Bench::new();
+    let grant = bench.import("anna").await;
+    bench.store.begin_rotation().await.unwrap();
+    let (began, has_begun) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let reading = tokio::spawn({
+        let store = bench.store.clone();
+        async move {
+            let read = store.read(move |session| {
+                // The snapshot is taken here, and the value read after the rotation from it.
+                let grant = rows::by_id(session, grant.id)?.unwrap();
+                began.send(()).unwrap();
+                may_go_on.recv().unwrap();
+                rows::open(session, &grant, seal::Purpose::Access)
+            });
+            read.await.unwrap().secret()
+        }
+    });
+    let wait = move || has_begun.recv().unwrap();
+    tokio::task::spawn_blocking(wait).await.unwrap();
+    reseal_all(&bench.store).await;
+    let retiring = tokio::spawn({
+        let store = bench.store.clone();
+        async move { store.retire_keys().await.unwrap() }
+    });
+    // The file comes first, then the keys in use.
+    while keyring_text(&bench).contains("\"id\": 1") {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    go_on.send(()).unwrap();
+    let secret = reading.await.unwrap().expect("it opens");
+    assert_eq!(*secret, "access-anna");
+    assert_eq!(retiring.await.unwrap(), Retired::Done { unopenable: 0 });
+    assert_eq!(bench.store.keys().old, [0; 0]);
+}

@@ -103,8 +103,14 @@ impl Activity {
         steps.push((before, by));
     }
 
-    /// Notes that the clock was set back: steps from before are no measure any more.
-    pub(super) fn set_back(&self) {
+    /// Notes that the clock was set back to `now`: steps from before are no measure any more, and nobody was here
+    /// in the future.
+    pub(super) fn set_back(&self, now: UnixTime) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for seen in seen.values_mut() {
+            seen.at = seen.at.min(now);
+        }
+        drop(seen);
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         steps.clear();
     }

@@ -118,7 +118,11 @@ impl Attempt {
         }
         let now = self.shared.clock.now();
         if let Some(restamped) = grant.restamped(now, Duration::ZERO) {
-            grant = restamped;
+            // The floor goes by the stamp as it is: one that is now, each time anew, would never let an attempt begin.
+            grant = Grant {
+                attempted_at: grant.attempted_at,
+                ..restamped
+            };
         }
         let last_active_at = match self.wanted.cause {
             Cause::Due => {

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use crate::profile::{Provider, Registration};
 use crate::refresh::attempt::ProviderEffect;
 use crate::refresh::grant::Grant;
-use crate::refresh::pacing::Unreachable;
+use crate::refresh::pacing::{PROBE_CAP, Unreachable};
 use crate::refresh::policy::RETRY_AFTER_CAP;
 use crate::refresh::time::UnixTime;
 use crate::store::{ProviderState, Store, StoreError};
@@ -190,20 +190,20 @@ impl Providers {
     /// Takes the moments of a clock that was set back by `by` to `now` as moments of the new one.
     pub(super) fn set_back(&self, now: UnixTime, by: Duration) {
         let back = |at: UnixTime| if at > now { (at - by).min(now) } else { at };
-        let ahead = |at: UnixTime| {
+        let ahead = |at: UnixTime, longest: Duration| {
             if at > now {
-                (at - by).min(now + RETRY_AFTER_CAP)
+                (at - by).min(now + longest)
             } else {
                 at
             }
         };
         for state in self.lock().values_mut() {
-            state.cool_down_until = state.cool_down_until.map(ahead);
+            state.cool_down_until = state.cool_down_until.map(|at| ahead(at, RETRY_AFTER_CAP));
             state.served_at = state.served_at.map(back);
             state.stopped_at = state.stopped_at.map(back);
             state.unreachable = state.unreachable.map(|it| Unreachable {
                 since: back(it.since),
-                probe_at: ahead(it.probe_at),
+                probe_at: ahead(it.probe_at, PROBE_CAP),
             });
         }
     }

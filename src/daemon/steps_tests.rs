@@ -331,6 +331,38 @@ async fn a_clock_set_back_while_no_freshd_ran_is_noticed_at_the_start() {
 }
 
 #[tokio::test]
+async fn grants_that_were_never_refreshed_are_restamped_at_a_start_with_an_earlier_clock() {
+    let mut bench = Bench::start("").await;
+    bench.import("ann", json!({})).await;
+    bench.stop().await;
+    bench.set_back(8 * HOUR);
+    bench.start_again().await;
+    let restamped = async || {
+        let grant = bench.grant("ann").await;
+        (grant.expires_at().unwrap().since(bench.clock.now()) <= HOUR).then_some(())
+    };
+    bench.until("the restamp", restamped).await;
+    bench.clock.pass(HOUR);
+    bench.until_presented(1).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_by_40_s_unnoticed_holds_up_no_refresh() {
+    let mut bench = Bench::start("").await;
+    bench.import("ann", json!({})).await;
+    bench.server.answer_with(|_| (500, Value::Null));
+    bench.clock.pass(2 * HOUR);
+    bench.until_presented(1).await;
+    bench.server.answer_with(|_| served(3600));
+    bench.stop().await;
+    bench.set_back(Duration::from_secs(40));
+    bench.start_again().await;
+    let grant = bench.grant("ann").await;
+    assert!(grant.attempted_at.unwrap() > bench.clock.now());
+    assert_eq!(bench.token("ann").await.unwrap().generation, 2);
+}
+
+#[tokio::test]
 async fn a_refusal_nobody_explains_ends_a_grant_a_day_past_expiry_and_an_import_clears_it() {
     let bench = Bench::start("").await;
     bench.server.answer_with(|presented| match presented {

@@ -65,6 +65,8 @@ use spill::Spill;
 use tokio::sync::oneshot;
 use writer::{Class, Writer};
 
+use crate::refresh::time::UnixTime;
+
 /// Why a verb failed. Nothing was changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -104,6 +106,7 @@ struct Inner {
     spill: Option<Spill>,
     erasures: Erasures,
     layout: open::Layout,
+    written_at: Option<UnixTime>,
     /// Held until the database is closed: one daemon per state directory.
     lock: Mutex<Option<File>>,
 }
@@ -155,9 +158,15 @@ impl Store {
                 spill,
                 erasures,
                 layout: opened.layout,
+                written_at: opened.written_at,
                 lock,
             }),
         })
+    }
+
+    /// Returns when an earlier process last wrote the database, by the clock of that time; `None` for a new one.
+    pub fn written_at(&self) -> Option<UnixTime> {
+        self.inner.written_at
     }
 
     /// Returns a keyed fingerprint (HMAC-SHA256) of a secret: equal ones are told without being kept.

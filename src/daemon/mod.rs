@@ -56,6 +56,8 @@ pub use self::sockets::SocketError;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Beyond the longest request deadline, a drain waits this long for the disk.
 const DISK_WAIT: Duration = Duration::from_secs(10);
+/// Activity notes that the store refused are written again after this.
+const FLUSH_RETRY: Duration = Duration::from_secs(60);
 /// Requests in flight on the sockets get this long at the end of a drain.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -230,10 +232,13 @@ async fn resume_replays(shared: &Shared, config: &Config) {
 
 async fn flush_activity(shared: Arc<Shared>) {
     loop {
-        tokio::time::sleep(shared.activity.flush_every()).await;
+    let mut pause = shared.activity.flush_every();
+        tokio::time::sleep(pause).await;
+        pause = shared.activity.flush_every();
         if let Err(error) = shared.activity.flush(shared.clock.now()).await {
             tracing::debug!(%error, "activity-not-written");
         }
+            pause = pause.min(FLUSH_RETRY);
     }
 }
 

@@ -116,4 +116,4 @@ async fn restamp(shared: &Shared, by: Duration) -> Result<(), StoreError> {
 
 #[cfg(test)]
 #[path = "steps_tests.rs"]
-mod tests;
+pub(super) mod tests;

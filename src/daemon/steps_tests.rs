@@ -71,16 +71,16 @@ fn served(secs: u64) -> (u16, Value) {
     (200, json!({"access_token": "new", "expires_in": secs}))
 }
 
-struct Bench {
+pub(in crate::daemon) struct Bench {
     dir: tempfile::TempDir,
-    clock: Clock,
+    pub(in crate::daemon) clock: Clock,
     server: Server,
     handle: Option<Handle>,
 }
 
 impl Bench {
     /// A daemon with one provider, `acme`, and what `provider` says about it.
-    async fn start(provider: &str) -> Bench {
+    pub(in crate::daemon) async fn start(provider: &str) -> Bench {
         let dir = tempfile::tempdir().unwrap();
         for name in ["state", "shared", "admin"] {
             private_dir(&dir.path().join(name));
@@ -118,12 +118,12 @@ impl Bench {
         self.handle.take().unwrap().stop().await;
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(in crate::daemon) fn shared(&self) -> &Arc<Shared> {
         &self.handle.as_ref().unwrap().shared
     }
 
     /// Imports a token that was obtained now and lives for an hour, and what `more` says.
-    async fn import(&self, user: &str, more: Value) {
+    pub(in crate::daemon) async fn import(&self, user: &str, more: Value) {
         let mut body = json!({
             "access_token": format!("access-{user}"), "refresh_token": format!("refresh-{user}"),
             "expires_in": 3600,
@@ -139,7 +139,7 @@ impl Bench {
             .unwrap();
     }
 
-    async fn grant(&self, user: &str) -> Grant {
+    pub(in crate::daemon) async fn grant(&self, user: &str) -> Grant {
         self.shared()
             .store
             .grant(&key(user))
@@ -189,7 +189,7 @@ impl Bench {
         i64::try_from(length.as_millis()).unwrap()
     }
 
-    fn set_back(&self, by: Duration) {
+    pub(in crate::daemon) fn set_back(&self, by: Duration) {
         self.clock.step(-self.in_millis(by));
     }
 

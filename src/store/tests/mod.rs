@@ -66,6 +66,19 @@ impl Faults {
     }
 }
 
+/// For tests of what stands on a store.
+impl Store {
+    /// Lets the `nth` write or commit from now on fail once.
+    pub(crate) fn fail_nth_write(&self, nth: i64) {
+        self.inner.disk.faults.fail_nth(nth);
+    }
+
+    /// Returns whether that is still to come.
+    pub(crate) fn write_failure_is_pending(&self) -> bool {
+        self.inner.disk.faults.is_pending()
+    }
+}
+
 /// A store in a directory of its own.
 struct Bench {
     dir: TempDir,

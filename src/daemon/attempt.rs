@@ -427,9 +427,6 @@ impl Attempt {
             .await
             // It rules in memory already; the next one will be written.
             .unwrap_or(true);
-        let _ = shared.driver.send(Event::ProvidersChanged {
-            max_in_flight: None,
-        });
         match effect {
             ProviderEffect::CoolDown(until) if news => {
                 tracing::warn!(%provider, code, %until, "provider-cooling-down");

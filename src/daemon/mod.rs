@@ -127,13 +127,14 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
 async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Handle, StartError> {
     let live = reload::clients(&config)?;
     let store = open_store(&config).await?;
-    let providers = Providers::new(store.clone(), store.provider_states().await?);
+    let (driver, inbox) = mpsc::unbounded_channel();
+    let states = store.provider_states().await?;
+    let providers = Providers::new(store.clone(), driver.clone(), states);
     let shortest = config
         .providers
         .values()
         .map(|provider| provider.policy.inactive_after)
         .min();
-    let (driver, inbox) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
         started_at: clock.now(),
         clock,
@@ -231,14 +232,14 @@ async fn resume_replays(shared: &Shared, config: &Config) {
 }
 
 async fn flush_activity(shared: Arc<Shared>) {
-    loop {
     let mut pause = shared.activity.flush_every();
+    loop {
         tokio::time::sleep(pause).await;
         pause = shared.activity.flush_every();
         if let Err(error) = shared.activity.flush(shared.clock.now()).await {
             tracing::debug!(%error, "activity-not-written");
-        }
             pause = pause.min(FLUSH_RETRY);
+        }
     }
 }
 

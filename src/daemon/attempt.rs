@@ -37,7 +37,9 @@ const STORE_RETRY: Duration = Duration::from_secs(5);
 /// Runs one attempt.
 pub(super) async fn run(shared: Arc<Shared>, provider: String, wanted: Wanted) -> Done {
     let Some(live) = shared.providers.find(&provider) else {
-        return (unknown(wanted.id, None), Ended::NoToken);
+        // It has left the configuration, and may have come back before the driver hears of either.
+        let later = shared.clock.now() + STORE_RETRY;
+        return (unknown(wanted.id, later), Ended::NoToken);
     };
     let attempt = Attempt {
         shared,
@@ -67,22 +69,21 @@ pub(super) async fn after_panic(shared: &Shared, id: GrantId) -> Written {
             written
         }
         Ok(None) => gone(id),
-        Err(_) => unknown(id, Some(later)),
+        Err(_) => unknown(id, later),
     }
 }
 
 /// What the schedule is told when the row is not known: any other word about it rules.
-fn unknown(id: GrantId, due_at: Option<UnixTime>) -> Written {
-    let due = due_at.map(|due_at| Due {
-        id,
-        due_at,
-        expires_at: None,
-        version: 0,
-    });
+fn unknown(id: GrantId, due_at: UnixTime) -> Written {
     Written {
         id,
         version: 0,
-        due,
+        due: Some(Due {
+            id,
+            due_at,
+            expires_at: None,
+            version: 0,
+        }),
     }
 }
 
@@ -393,7 +394,7 @@ impl Attempt {
 
     /// What the schedule is told when the store could not be asked.
     fn again_later(&self) -> Written {
-        unknown(self.wanted.id, Some(self.shared.clock.now() + STORE_RETRY))
+        unknown(self.wanted.id, self.shared.clock.now() + STORE_RETRY)
     }
 
     /// Tells the provider's breaker how the server fares, before this attempt's end frees its place.
@@ -475,5 +476,27 @@ fn token(readable: &Readable, shared: &Shared) -> Ended {
     match token_of(readable, shared.clock.now()) {
         Some(token) => Ended::Refreshed(Arc::new(token)),
         None => Ended::NoToken,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::steps::tests::Bench;
+    use std::collections::BTreeMap;
+
+    #[tokio::test]
+    async fn a_grant_whose_provider_is_gone_for_a_moment_is_asked_for_again() {
+        let bench = Bench::start("").await;
+        bench.import("ann", serde_json::json!({})).await;
+        let (shared, id) = (bench.shared().clone(), bench.grant("ann").await.id);
+        shared.providers.configure(BTreeMap::new()).await;
+        let wanted = Wanted {
+            id,
+            cause: Cause::Due,
+            seen: None,
+        };
+        let (written, _) = run(shared, "acme".into(), wanted).await;
+        assert!(written.due.is_some_and(|due| due.id == id));
     }
 }

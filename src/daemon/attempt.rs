@@ -14,6 +14,7 @@ use super::shared::{Ended, Shared, gone, token_of, written};
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
 use crate::refresh::grant::{Grant, GrantId, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
+use crate::refresh::policy::Policy;
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
 use crate::refresh::token_response::{Contact, Outcome};
@@ -215,8 +216,7 @@ impl Attempt {
 
     async fn refresh(&self, grant: Grant, refresh_token: RefreshToken) -> Result<Done, StoreError> {
         let shared = &self.shared;
-        let policy = &self.live.config.policy;
-        let grant = if policy.rotation.rotates() {
+        let grant = if self.live.config.policy.rotation.rotates() {
             let sent_at = shared.clock.now();
             match shared
                 .store
@@ -240,18 +240,22 @@ impl Attempt {
             .providers
             .state(&grant.key.provider)
             .and_then(|state| state.served_at);
+        let policy = self.policy_now();
         let (effect, provider_effect) = grant.settle(
             &outcome,
             &refresh_token,
             served_at,
             now,
-            policy,
+            &policy,
             rand::random(),
         );
         self.apply_to_provider(provider_effect, &outcome).await;
         match effect {
             Effect::Commit { tokens, due_at } => {
-                Ok(self.commit(&grant, Arc::new(tokens), due_at).await)
+                let scheduled_by = policy.schedule();
+                let (written, ended) = self.commit(&grant, Arc::new(tokens), due_at).await;
+                let written = self.rescheduled(written, &scheduled_by).await;
+                Ok((written, ended))
             }
             Effect::Retry {
                 due_at,
@@ -287,6 +291,38 @@ impl Attempt {
                 };
                 self.record(&grant, failure).await
             }
+        }
+    }
+
+    /// The provider's policy as it is now: a reload may have changed it while the request was out.
+    fn policy_now(&self) -> Policy {
+        let provider = &self.live.config.registration.provider;
+        let live = self.shared.providers.find(provider);
+        live.as_ref().unwrap_or(&self.live).config.policy.clone()
+    }
+
+    /// Computes a due time anew that was committed under another policy than there is now: the reload may have looked
+    /// at the row before the commit, which a held set makes wait for long.
+    async fn rescheduled(&self, written: Written, scheduled_by: &str) -> Written {
+        let policy = self.policy_now();
+        if written.due.is_none() || policy.schedule() == scheduled_by {
+            return written;
+        }
+        let store = &self.shared.store;
+        let Ok(Some(grant)) = store.grant_by_id(self.wanted.id).await else {
+            return written;
+        };
+        if grant.standing != Standing::Active || grant.failures > 0 || grant.mark.is_some() {
+            return written;
+        }
+        let due_at = grant.scheduled_at(&policy);
+        match store.set_due(grant.id, grant.generation, due_at).await {
+            Ok(Cas::Applied(grant)) => {
+                self.shared.cache.forget(&grant.key);
+                super::shared::written(&grant)
+            }
+            // Refreshed by the old policy once more.
+            Ok(Cas::Lost) | Err(_) => written,
         }
     }
 
@@ -482,7 +518,7 @@ fn token(readable: &Readable, shared: &Shared) -> Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::steps::tests::Bench;
+    use crate::daemon::steps::tests::{Bench, served};
     use std::collections::BTreeMap;
 
     #[tokio::test]
@@ -498,5 +534,28 @@ mod tests {
         };
         let (written, _) = run(shared, "acme".into(), wanted).await;
         assert!(written.due.is_some_and(|due| due.id == id));
+    }
+
+    #[tokio::test]
+    async fn a_set_that_was_held_across_a_reload_is_due_by_the_new_margin() {
+        let bench = Bench::start("").await;
+        let shared = bench.shared().clone();
+        let store = shared.store.clone();
+        bench.server.answer_with(move |_| {
+            store.fail_nth_write(1);
+            served(3600)
+        });
+        bench
+            .import("ann", serde_json::json!({"expires_in": 0}))
+            .await;
+        let held = async || (shared.held.len() == 1).then_some(());
+        bench.until("the set to be held", held).await;
+        bench.reload("\"1m\"", "\"10m\"").await;
+        let follows = async || {
+            let grant = bench.grant("ann").await;
+            let lead = grant.expires_at()?.since(grant.due_at?).as_secs();
+            (grant.generation == 2 && (600..=661).contains(&lead)).then_some(())
+        };
+        bench.until("the due time to follow", follows).await;
     }
 }

@@ -24,7 +24,7 @@ type Script = Box<dyn FnMut(&str) -> (u16, Value) + Send>;
 
 /// A token endpoint that keeps what was presented and answers as told.
 #[derive(Clone)]
-struct Server {
+pub(in crate::daemon) struct Server {
     presented: Arc<Mutex<Vec<String>>>,
     script: Arc<Mutex<Script>>,
     port: u16,
@@ -58,7 +58,10 @@ impl Server {
         server
     }
 
-    fn answer_with(&self, script: impl FnMut(&str) -> (u16, Value) + Send + 'static) {
+    pub(in crate::daemon) fn answer_with(
+        &self,
+        script: impl FnMut(&str) -> (u16, Value) + Send + 'static,
+    ) {
         *self.script.lock().unwrap() = Box::new(script);
     }
 
@@ -67,14 +70,14 @@ impl Server {
     }
 }
 
-fn served(secs: u64) -> (u16, Value) {
+pub(in crate::daemon) fn served(secs: u64) -> (u16, Value) {
     (200, json!({"access_token": "new", "expires_in": secs}))
 }
 
 pub(in crate::daemon) struct Bench {
     dir: tempfile::TempDir,
     pub(in crate::daemon) clock: Clock,
-    server: Server,
+    pub(in crate::daemon) server: Server,
     handle: Option<Handle>,
 }
 
@@ -112,6 +115,16 @@ impl Bench {
         let config = load(&self.dir.path().join("freshd.toml"), &defaults).unwrap();
         let started = start_with(config, Vec::new(), self.clock.clone()).await;
         self.handle = Some(started.unwrap());
+    }
+
+    /// Changes the configuration's text and has it taken.
+    pub(in crate::daemon) async fn reload(&self, from: &str, to: &str) {
+        let file = self.dir.path().join("freshd.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(from));
+        std::fs::write(&file, text.replace(from, to)).unwrap();
+        let config = load(&file, &Defaults::system(&|_| None));
+        self.handle.as_ref().unwrap().reload(config).await;
     }
 
     async fn stop(&mut self) {
@@ -164,7 +177,11 @@ impl Bench {
     }
 
     /// Waits until `done` says so; each try wakes the driver.
-    async fn until<T>(&self, what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+    pub(in crate::daemon) async fn until<T>(
+        &self,
+        what: &str,
+        mut done: impl AsyncFnMut() -> Option<T>,
+    ) -> T {
         for _ in 0..1000 {
             self.wake().await;
             if let Some(done) = done().await {

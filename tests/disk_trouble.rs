@@ -424,6 +424,12 @@ async fn a_lock_that_another_process_holds_for_seconds_delays_a_commit_and_loses
     assert!(rotating.is_active(reply.token()));
     assert_eq!(server.refreshes().len(), 1);
     assert!(!freshd.logs().contains(" held user="), "it was in time");
+    let spill = std::fs::read(freshd.config.state_dir().join("spill")).unwrap();
+    assert_eq!(
+        spill[..4],
+        [0; 4],
+        "what was stored in time is not kept twice"
+    );
 }
 
 #[tokio::test]
@@ -461,4 +467,38 @@ async fn a_lock_that_outlasts_patience_leaves_the_set_held_and_it_is_stored_afte
     let after = freshd.token("anna", "acme").await;
     assert_eq!(after.token(), reply.token());
     assert_eq!(server.refreshes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_kill_while_the_first_commit_waits_for_a_lock_loses_nothing() {
+    let (gate, rotating) = (Gate::shut(), Rotating::new(3600));
+    let held = gate.clone();
+    let mut rules = rotating.script();
+    let server = ScriptedServer::start(move |request| rules(request).held_by(&held)).await;
+    let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
+    let mut freshd = Freshd::start(config).await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import_expired())
+        .await;
+    server.nth_refresh(1).await;
+    let state_dir = freshd.config.state_dir();
+    let other = rusqlite::Connection::open(state_dir.join("freshd.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    gate.open();
+
+    eventually("the set to be spilled", || async {
+        let spill = std::fs::read(state_dir.join("spill")).unwrap();
+        (spill[..4] != [0; 4]).then_some(())
+    })
+    .await;
+    freshd.kill().await;
+    assert!(!freshd.logs().contains(" held user="), "before any verdict");
+    other.execute_batch("ROLLBACK").unwrap();
+    freshd.start_again().await;
+
+    let reply = freshd.token("anna", "acme").await;
+    assert_eq!(reply.generation(), 2);
+    assert!(rotating.is_active(reply.token()));
+    assert_eq!(server.refreshes().len(), 1, "one refresh in all");
+    assert_eq!(rotating.superseded_presented_outside_grace(), 0);
 }

@@ -115,9 +115,11 @@ enum Loss {
     Nothing,
     /// The connection ended within the answer's body.
     Half,
+    /// A gateway had given it up.
+    Gateway,
 }
 
-const LOSSES: [Loss; 3] = [Loss::Kill, Loss::Nothing, Loss::Half];
+const LOSSES: [Loss; 4] = [Loss::Kill, Loss::Nothing, Loss::Half, Loss::Gateway];
 
 /// A server that obeys `rules` and loses its first answer to each of the refresh tokens it is told of.
 struct Losing {
@@ -147,6 +149,7 @@ impl Losing {
                 Loss::Kill => answer.held_by(&held),
                 Loss::Nothing => answer.never_sent(),
                 Loss::Half => answer.cut_after(25),
+                Loss::Gateway => Answer::raw(504, "text/html", "<h1>Gateway Timeout</h1>"),
             }
         })
         .await;

@@ -502,3 +502,32 @@ async fn a_kill_while_the_first_commit_waits_for_a_lock_loses_nothing() {
     assert_eq!(server.refreshes().len(), 1, "one refresh in all");
     assert_eq!(rotating.superseded_presented_outside_grace(), 0);
 }
+
+#[tokio::test]
+async fn a_state_directory_deleted_under_a_running_daemon_is_told_of_and_no_refresh_token_is_spent()
+{
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
+    let mut freshd = Freshd::start(config).await;
+    let anna = rotating.issue("anna");
+    freshd.import("anna", "acme", &anna.import()).await;
+    assert_eq!(freshd.get("/healthz").await.status, 200);
+
+    std::fs::remove_dir_all(freshd.config.state_dir()).unwrap();
+
+    let sick = freshd.get("/healthz").await;
+    sick.is_problem(507, "store-unavailable");
+    let refresh = format!("{}/refresh?wait=1", grant_path("anna", "acme"));
+    let reply = freshd.post(&refresh, &json!({ "generation": 1 })).await;
+    assert_eq!(reply.token(), anna.access_token, "I4");
+    let body = rotating.issue("bert").import();
+    let refused = freshd.put(&grant_path("bert", "acme"), &body).await;
+    refused.is_problem(507, "store-unavailable");
+    assert!(server.refreshes().is_empty(), "its successor would be lost");
+    let line = freshd.wait_for_log("store-unwritable").await;
+    assert!(line.contains("freshd.db was deleted or replaced"), "{line}");
+    assert_eq!(freshd.freshctl(&["status"], "").await.code, Some(1));
+    freshd.stop().await;
+    assert_eq!(freshd.logs().matches("store-unwritable").count(), 1);
+}

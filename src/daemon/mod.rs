@@ -58,6 +58,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const DISK_WAIT: Duration = Duration::from_secs(10);
 /// Activity notes that the store refused are written again after this.
 const FLUSH_RETRY: Duration = Duration::from_secs(60);
+/// How often the store's files are looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 /// Requests in flight on the sockets get this long at the end of a drain.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -172,6 +174,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         )),
         tokio::spawn(revocations::run(shared.clone(), give_up_after)),
         tokio::spawn(flush_activity(shared.clone())),
+        tokio::spawn(watch_store(shared.clone())),
     ];
     Ok(Handle {
         shared,
@@ -240,6 +243,14 @@ async fn flush_activity(shared: Arc<Shared>) {
             tracing::debug!(%error, "activity-not-written");
             pause = pause.min(FLUSH_RETRY);
         }
+    }
+}
+
+/// Notices files that were deleted or replaced also while nobody writes.
+async fn watch_store(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        shared.store.watch();
     }
 }
 

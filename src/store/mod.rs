@@ -76,6 +76,9 @@ pub enum StoreError {
     /// A new token set might not fit on the disk, so no refresh token may be spent. (507)
     #[error("the store's file system has no room")]
     NoSpace,
+    /// The database, or the lock beside it, was deleted or replaced under this process. (507)
+    #[error("the store's files were deleted or replaced")]
+    Gone,
     /// Something is wrong with the database itself.
     #[error("the store is damaged")]
     Damaged,
@@ -129,7 +132,14 @@ impl Store {
             .map_err(sql)?;
         let checkpoints = schema::connect_writer(database, options.busy_timeout).map_err(sql)?;
         let keyring = Arc::new(opened.keyring);
-        let disk = Arc::new(Disk::new(opened.layout.dir.clone()));
+        let files = [&*opened.layout.database, &*opened.layout.lock];
+        let disk =
+            Disk::new(opened.layout.dir.clone(), &files).map_err(|source| OpenError::Io {
+                path: opened.layout.dir.clone(),
+                done: "read",
+                source,
+            })?;
+        let disk = Arc::new(disk);
         let threads = |source| OpenError::Io {
             path: opened.layout.dir.clone(),
             done: "served by threads",
@@ -175,17 +185,21 @@ impl Store {
         self.inner.keyring.fingerprint(purpose, secret)
     }
 
+    /// Looks whether the store's files are still there and the same, and tells once if not. As long as
+    /// they are not, nothing is written.
+    pub fn watch(&self) {
+        if let Err(trouble) = self.inner.disk.check_there() {
+            self.inner.writer.tell(trouble);
+        }
+    }
+
     /// Returns why the store can't be written now: the last write's error if nothing has been committed
     /// since, or that there is no room.
     pub fn failing(&self) -> Option<String> {
-        let room = || {
-            self.inner
-                .disk
-                .check_room()
-                .err()
-                .map(|trouble| trouble.text())
-        };
-        self.inner.writer.failing().or_else(room)
+        let disk = &self.inner.disk;
+        let trouble = || disk.check_there().and_then(|()| disk.check_room()).err();
+        let now = || trouble().map(|trouble| trouble.text());
+        self.inner.writer.failing().or_else(now)
     }
 
     /// Writes what is queued, empties the log, closes the database and frees the state directory.
@@ -241,7 +255,7 @@ impl Store {
     /// Returns when the writer has taken and finished a piece of work: a sign of life.
     ///
     /// # Errors
-    /// [`StoreError::Closed`], or that the disk does not take writes.
+    /// [`StoreError::Closed`], or that the disk does not take writes, or no longer has what is written to.
     pub async fn alive(&self) -> Result<(), StoreError> {
         self.write(Class::Rest, |_| Ok(())).await
     }

@@ -253,7 +253,10 @@ fn applied(cas: Result<Cas, StoreError>) -> Grant {
 }
 
 async fn waiting_revocations(store: &Store) -> Vec<(String, TokenKind, String)> {
-    let jobs = store.revocations_due(UnixTime::MAX, 100).await.unwrap();
+    let jobs = store
+        .revocations_due("hubspot", UnixTime::MAX, 100)
+        .await
+        .unwrap();
     jobs.into_iter()
         .map(|job| (job.provider, job.kind, job.token.to_string()))
         .collect()

@@ -100,7 +100,7 @@ async fn activity_and_revocations_from_the_future_count_from_now() {
     );
     bench.import("anna").await;
     store.note_activity(vec![note("anna", 0)]).await.unwrap();
-    let job = store.revocations_due(at(0), 1).await.unwrap()[0].id;
+    let job = store.revocations_due("hubspot", at(0), 1).await.unwrap()[0].id;
     store.revocation_later(job, at(60)).await.unwrap();
 
     let now = at(-7200);
@@ -109,7 +109,16 @@ async fn activity_and_revocations_from_the_future_count_from_now() {
     assert_eq!(last("anna").await, Some(now));
     assert_eq!(last("bert").await, Some(at(-9000)), "that was before");
     let an_hour = Duration::from_secs(3600);
-    assert!(store.revocations_due(now, 1).await.unwrap().is_empty());
-    let due = store.revocations_due(now + an_hour, 1).await.unwrap();
+    assert!(
+        store
+            .revocations_due("hubspot", now, 1)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let due = store
+        .revocations_due("hubspot", now + an_hour, 1)
+        .await
+        .unwrap();
     assert_eq!(due[0].created_at, now);
 }

@@ -308,7 +308,7 @@ async fn everything(bench: &Bench) -> u32 {
     until_done!(store.set_provider_state("hubspot", ProviderState::default()));
     until_done!(store.delete(&key("anna"), at(5), true));
     let job = store
-        .revocations_due(at(5), 9)
+        .revocations_due("hubspot", at(5), 9)
         .await
         .unwrap()
         .pop()

@@ -14,7 +14,7 @@ use super::shared::{Ended, Shared, gone, token_of, written};
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
 use crate::refresh::grant::{Grant, GrantId, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
-use crate::refresh::policy::Policy;
+use crate::refresh::policy::{Policy, Rotation};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
 use crate::refresh::token_response::{Contact, Outcome};
@@ -274,7 +274,12 @@ impl Attempt {
                     at: now,
                 };
                 self.tell_failed(&grant, &failure);
-                self.record(&grant, failure).await
+                let replays = fate_unknown && matches!(policy.rotation, Rotation::Grace(_));
+                let recorded = self.record(&grant, failure).await;
+                if replays {
+                    self.hurry(policy.floor);
+                }
+                recorded
             }
             Effect::NeedsAuthorization(reason) => {
                 let code = outcome.code();
@@ -324,6 +329,16 @@ impl Attempt {
             // Refreshed by the old policy once more.
             Ok(Cas::Lost) | Err(_) => written,
         }
+    }
+
+    /// Has a replay made within the server's grace, whatever else is due.
+    fn hurry(&self, floor: Duration) {
+        let (driver, id) = (self.shared.driver.clone(), self.wanted.id);
+        let provider = self.live.config.registration.provider.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(floor).await;
+            let _ = driver.send(Event::Urgent { provider, id });
+        });
     }
 
     /// Commits a token set. If the disk refuses it, the callers are answered with the held one meanwhile (I2).

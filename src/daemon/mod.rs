@@ -226,8 +226,14 @@ async fn resume_replays(shared: &Shared, config: &Config) {
             continue;
         }
         match shared.store.make_marked_due(name).await {
-            Ok(0) => {}
-            Ok(grants) => tracing::info!(provider = %name, grants, "replays-resumed"),
+            Ok(ids) if ids.is_empty() => {}
+            Ok(ids) => {
+                tracing::info!(provider = %name, grants = ids.len(), "replays-resumed");
+                for id in ids {
+                    let provider = name.clone();
+                    let _ = shared.driver.send(Event::Urgent { provider, id });
+                }
+            }
             // A store that takes no writes can begin no attempt either.
             Err(error) => tracing::warn!(provider = %name, %error, "replays-not-resumed"),
         }

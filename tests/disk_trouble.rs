@@ -424,6 +424,12 @@ async fn a_lock_that_another_process_holds_for_seconds_delays_a_commit_and_loses
     assert!(rotating.is_active(reply.token()));
     assert_eq!(server.refreshes().len(), 1);
     assert!(!freshd.logs().contains(" held user="), "it was in time");
+    let spill = std::fs::read(freshd.config.state_dir().join("spill")).unwrap();
+    assert_eq!(
+        spill[..4],
+        [0; 4],
+        "what was stored in time is not kept twice"
+    );
 }
 
 #[tokio::test]
@@ -461,4 +467,67 @@ async fn a_lock_that_outlasts_patience_leaves_the_set_held_and_it_is_stored_afte
     let after = freshd.token("anna", "acme").await;
     assert_eq!(after.token(), reply.token());
     assert_eq!(server.refreshes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_kill_while_the_first_commit_waits_for_a_lock_loses_nothing() {
+    let (gate, rotating) = (Gate::shut(), Rotating::new(3600));
+    let held = gate.clone();
+    let mut rules = rotating.script();
+    let server = ScriptedServer::start(move |request| rules(request).held_by(&held)).await;
+    let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
+    let mut freshd = Freshd::start(config).await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import_expired())
+        .await;
+    server.nth_refresh(1).await;
+    let state_dir = freshd.config.state_dir();
+    let other = rusqlite::Connection::open(state_dir.join("freshd.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    gate.open();
+
+    eventually("the set to be spilled", || async {
+        let spill = std::fs::read(state_dir.join("spill")).unwrap();
+        (spill[..4] != [0; 4]).then_some(())
+    })
+    .await;
+    freshd.kill().await;
+    assert!(!freshd.logs().contains(" held user="), "before any verdict");
+    other.execute_batch("ROLLBACK").unwrap();
+    freshd.start_again().await;
+
+    let reply = freshd.token("anna", "acme").await;
+    assert_eq!(reply.generation(), 2);
+    assert!(rotating.is_active(reply.token()));
+    assert_eq!(server.refreshes().len(), 1, "one refresh in all");
+    assert_eq!(rotating.superseded_presented_outside_grace(), 0);
+}
+
+#[tokio::test]
+async fn a_state_directory_deleted_under_a_running_daemon_is_told_of_and_no_refresh_token_is_spent()
+{
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
+    let mut freshd = Freshd::start(config).await;
+    let anna = rotating.issue("anna");
+    freshd.import("anna", "acme", &anna.import()).await;
+    assert_eq!(freshd.get("/healthz").await.status, 200);
+
+    std::fs::remove_dir_all(freshd.config.state_dir()).unwrap();
+
+    let sick = freshd.get("/healthz").await;
+    sick.is_problem(507, "store-unavailable");
+    let refresh = format!("{}/refresh?wait=1", grant_path("anna", "acme"));
+    let reply = freshd.post(&refresh, &json!({ "generation": 1 })).await;
+    assert_eq!(reply.token(), anna.access_token, "I4");
+    let body = rotating.issue("bert").import();
+    let refused = freshd.put(&grant_path("bert", "acme"), &body).await;
+    refused.is_problem(507, "store-unavailable");
+    assert!(server.refreshes().is_empty(), "its successor would be lost");
+    let line = freshd.wait_for_log("store-unwritable").await;
+    assert!(line.contains("freshd.db was deleted or replaced"), "{line}");
+    assert_eq!(freshd.freshctl(&["status"], "").await.code, Some(1));
+    freshd.stop().await;
+    assert_eq!(freshd.logs().matches("store-unwritable").count(), 1);
 }

@@ -478,6 +478,16 @@ async fn check_config_says_what_it_understood_or_everything_that_is_wrong() {
             "provider.acme.nonsense",
         ],
     );
+    let file = freshd.config.file();
+    let file = file.to_str().unwrap();
+    let named = freshctl(&["check-config", file], "").await;
+    assert_eq!(
+        named,
+        freshctl(&["check-config", "--config", file], "").await
+    );
+    assert_eq!(named.code, Some(78), "{named:?}");
+    let both = freshctl(&["check-config", file, "--config", file], "").await;
+    assert_eq!(both.code, Some(64), "{both:?}");
     let nowhere = freshctl(&["--config", "/nowhere/freshd.toml", "check-config"], "").await;
     has(&ended(nowhere, 78).stderr, &["/nowhere/freshd.toml"]);
 }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::Method;
 use serde_json::{Value, json};
 use support::daemon::{Config, grant_path};
-use support::{Freshd, Reply, Rotating, ScriptedServer, eventually, seconds, unix_now};
+use support::{Freshd, Reply, Rotating, ScriptedServer, eventually, seconds, unix_now, within};
 
 /// A daemon whose grants are not due for long, and the server it would ask.
 async fn quiet() -> (Rotating, ScriptedServer, Freshd) {
@@ -754,4 +754,61 @@ async fn an_import_waits_for_a_daemon_that_restarts_under_it() {
     assert_eq!(said.code, Some(0), "{}\n{}", said.stdout, said.stderr);
     let status = freshd.status().await;
     assert_eq!(status["grants"][0]["grants"], 1500, "{status}");
+}
+
+#[tokio::test]
+async fn an_import_that_is_told_to_stop_ends_at_once_and_says_what_is_done() {
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+    let (rotating, _server, mut freshd) = quiet().await;
+    let config = freshd.config.file();
+    let mut importing = tokio::process::Command::new(env!("CARGO_BIN_EXE_freshctl"))
+        .env_clear()
+        .args([
+            "--config",
+            config.to_str().unwrap(),
+            "import",
+            "--jsonl",
+            "-",
+        ])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut input = importing.stdin.take().unwrap();
+    let mut line = async |user: &str| {
+        let mut body = rotating.issue(user).import();
+        (body["user"], body["provider"]) = (json!(user), json!("acme"));
+        let line = format!("{body}\n");
+        input.write_all(line.as_bytes()).await.unwrap();
+    };
+    line("anna").await;
+    eventually("the first line to be taken", || async {
+        let reply = freshd.get(&grant_path("anna", "acme")).await;
+        (reply.status == 200).then_some(())
+    })
+    .await;
+
+    // It waits for a daemon that is away, and says so.
+    freshd.stop().await;
+    line("bert").await;
+    let mut stderr = BufReader::new(importing.stderr.take().unwrap()).lines();
+    let told = within("word of the wait", stderr.next_line())
+        .await
+        .unwrap();
+    assert!(told.unwrap().contains("trying again for about a minute"));
+
+    let pid = rustix::process::Pid::from_raw(importing.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = within("freshctl to end", importing.wait()).await.unwrap();
+    assert_eq!(ended.code(), Some(75));
+    let mut rest = String::new();
+    stderr.into_inner().read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("stopped by a signal"), "{rest}");
+    assert!(rest.contains("run it again"), "{rest}");
+    let mut said = String::new();
+    let mut stdout = importing.stdout.take().unwrap();
+    stdout.read_to_string(&mut said).await.unwrap();
+    assert!(said.contains("1 created"), "{said}");
 }

@@ -157,7 +157,7 @@ fn answers() -> Vec<Case> {
         http("error-500", "http-500", "500 Internal Server Error", ""),
         http(
             "gateway-502",
-            "http-502",
+            "unknown-http-502",
             "502 Bad Gateway\r\ncontent-type: text/html",
             HTML,
         ),

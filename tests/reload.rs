@@ -4,7 +4,7 @@ mod support;
 
 use hyper::Method;
 use support::daemon::{Config, grant_path, our_uid};
-use support::{Connection, Freshd, Rotating, ScriptedServer, eventually, seconds};
+use support::{Connection, Freshd, Gate, Rotating, ScriptedServer, eventually, seconds};
 
 async fn with_margin(margin: &str) -> (Rotating, ScriptedServer, Freshd) {
     let rotating = Rotating::new(3600);
@@ -64,6 +64,28 @@ async fn a_grant_that_a_new_margin_makes_due_is_refreshed() {
 
     server.nth_refresh(1).await;
     freshd.wait_for_generation("anna", "acme", 2).await;
+}
+
+#[tokio::test]
+async fn a_refresh_that_is_out_during_a_reload_is_due_next_by_the_new_margin() {
+    let (rotating, server, mut freshd) = with_margin("60s").await;
+    let gate = Gate::shut();
+    let (held, mut rules) = (gate.clone(), rotating.script());
+    server.answer_with(move |request| rules(request).held_by(&held));
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import_expired())
+        .await;
+    server.nth_refresh(1).await;
+
+    freshd.config.refresh = "margin = \"10m\"".into();
+    freshd.reload().await.unwrap();
+    gate.open();
+    freshd.wait_for_generation("anna", "acme", 2).await;
+    let lead = lead(&freshd, "anna").await;
+    assert!(
+        (600.0..=660.5).contains(&lead),
+        "due {lead} s before expiry"
+    );
 }
 
 #[tokio::test]

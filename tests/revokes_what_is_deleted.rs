@@ -334,6 +334,40 @@ async fn a_revocation_is_tried_again_by_itself() {
 }
 
 #[tokio::test]
+async fn a_provider_that_answers_no_revocation_holds_up_its_own_only() {
+    let (gate, rotating) = (Gate::shut(), Rotating::new(3600));
+    let held = gate.clone();
+    let silent = server_with(&rotating, move |_| ok().held_by(&held)).await;
+    let server = server_with(&rotating, |_| ok()).await;
+    // Longer than any test waits.
+    let patient = "rotation = \"strict\"\ndeadline = \"10m\"";
+    let config = Config::new()
+        .provider("silent", &silent, patient)
+        .provider("acme", &server, patient);
+    let freshd = Freshd::start(config).await;
+    for number in 0..20 {
+        let user = format!("user-{number}");
+        let issued = rotating.issue(&user);
+        freshd.import(&user, "silent", &issued.import()).await;
+        freshd.delete(&grant_path(&user, "silent")).await;
+    }
+    // The first alone, or all that are worked on at once: none of them is answered.
+    silent.nth_revocation(1).await;
+    let anna = rotating.issue("anna");
+    freshd.import("anna", "acme", &anna.import()).await;
+    freshd.delete(&grant_path("anna", "acme")).await;
+
+    let revoked = server.nth_revocation(1).await;
+    assert_eq!(revoked.form["token"], anna.refresh_token);
+    eventually("the others to wait alone", || async {
+        (revocations_waiting(&freshd).await == 20).then_some(())
+    })
+    .await;
+    gate.open();
+    wait_until_none_waits(&freshd).await;
+}
+
+#[tokio::test]
 async fn a_revocation_is_given_up_after_revocation_days_and_not_before() {
     let rotating = Rotating::new(3600);
     let server = server_with(&rotating, |_| Answer::error(503, "temporarily_unavailable")).await;

@@ -115,9 +115,11 @@ enum Loss {
     Nothing,
     /// The connection ended within the answer's body.
     Half,
+    /// A gateway had given it up.
+    Gateway,
 }
 
-const LOSSES: [Loss; 3] = [Loss::Kill, Loss::Nothing, Loss::Half];
+const LOSSES: [Loss; 4] = [Loss::Kill, Loss::Nothing, Loss::Half, Loss::Gateway];
 
 /// A server that obeys `rules` and loses its first answer to each of the refresh tokens it is told of.
 struct Losing {
@@ -147,6 +149,7 @@ impl Losing {
                 Loss::Kill => answer.held_by(&held),
                 Loss::Nothing => answer.never_sent(),
                 Loss::Half => answer.cut_after(25),
+                Loss::Gateway => Answer::raw(504, "text/html", "<h1>Gateway Timeout</h1>"),
             }
         })
         .await;
@@ -267,6 +270,38 @@ async fn within_the_grace_a_refresh_token_of_unknown_fate_is_presented_once_more
             losing.freshd.wait_for_log("recovered").await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_replay_that_a_grace_allows_goes_before_grants_that_fell_due_while_freshd_was_down() {
+    let rotating = Rotating::new(3600).with_grace(Duration::from_secs(30));
+    let class = "rotation = \"grace\"\ngrace = \"30s\"\nmax-in-flight = 1";
+    let (gate, mut rules) = (Gate::shut(), rotating.script());
+    let held = gate.clone();
+    let server = ScriptedServer::start(move |request| rules(request).held_by(&held)).await;
+    let mut freshd = Freshd::start(Config::new().provider("acme", &server, class)).await;
+    for number in 0..5 {
+        let user = format!("user-{number}");
+        let body = rotating.issue(&user).import_aged(300, 900);
+        freshd.import(&user, "acme", &body).await;
+    }
+    let anna = rotating.issue("anna");
+    freshd
+        .import("anna", "acme", &anna.import_aged(3599, 1))
+        .await;
+    let first = server.nth_refresh(1).await;
+    assert_eq!(first.refresh_token(), anna.refresh_token);
+    freshd.kill().await;
+    // Their tokens still live, anna's does not: they would go first.
+    let all = "UPDATE grants SET due_at = 0 WHERE user <> 'anna'";
+    assert_eq!(support::store::change(&freshd.config, all), 5);
+    gate.open();
+    freshd.start_again().await;
+
+    let second = server.nth_refresh(2).await;
+    assert_eq!(second.refresh_token(), anna.refresh_token);
+    freshd.wait_for_generation("anna", "acme", 2).await;
+    assert_eq!(rotating.superseded_presented_outside_grace(), 0);
 }
 
 #[tokio::test]

@@ -117,7 +117,11 @@ pub enum Command {
     #[command(after_help = RESTORE_HELP)]
     Restore(Restore),
     /// Checks the configuration and says what it means; needs no daemon
-    CheckConfig,
+    CheckConfig {
+        /// The configuration file, as --config names it
+        #[arg(value_name = "FILE", conflicts_with = "config")]
+        file: Option<PathBuf>,
+    },
     /// Makes and changes keys
     Key {
         /// What to do with a key.

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::task::JoinSet;
 
 use super::Session;
@@ -27,6 +29,8 @@ use super::tally::{Place, Tally, place};
 const IN_FLIGHT: usize = 16;
 /// A request is sent so often before the import stops: about a minute, where the daemon names no time.
 const TRIES: u32 = 10;
+/// That it waits is told at this try, about a second after the first.
+const TOLD_AT: u32 = 3;
 /// No pause between two tries is longer, whatever the daemon asks for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -39,13 +43,33 @@ pub(super) async fn import(
     let (input, size) = open(session, file)?;
     session.client.reach().await?;
     let mut tally = Tally::new(args, session.console.terminals.stderr, size)?;
-    let ended = fly_all(session, args, input, &mut tally).await;
+    let ended = {
+        let told = told_to_stop()?;
+        fly_all(session, args, input, &mut tally, told).await
+    };
     tally.summary(session)?;
     ended?;
     Ok(if tally.totals.not_taken == 0 {
         Exit::Ok
     } else {
         Exit::Attention
+    })
+}
+
+/// Ends when somebody wants this process to end: SIGTERM, or Ctrl-C.
+fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
+    let watch = |kind| {
+        signal(kind).map_err(|error| {
+            Failure::new(Exit::Internal, format!("cannot watch for signals: {error}"))
+        })
+    };
+    let mut terminate = watch(SignalKind::terminate())?;
+    let mut interrupt = watch(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     })
 }
 
@@ -88,12 +112,16 @@ async fn fly_all(
     args: &Import,
     input: Box<dyn Read + Send>,
     tally: &mut Tally,
+    told_to_stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
+    let mut told_to_stop = std::pin::pin!(told_to_stop);
+    let (waits, mut waiting) = mpsc::unbounded_channel();
     let mut lines = read_lines(input);
     let mut flights: JoinSet<Landed> = JoinSet::new();
     let mut flying: HashSet<Place> = HashSet::new();
     let mut next: Option<(u64, Entry)> = None;
     let mut ended = false;
+    let mut told_that_it_waits = false;
     loop {
         let free = flights.len() < IN_FLIGHT;
         if let Some((number, entry)) =
@@ -105,13 +133,22 @@ async fn fly_all(
                 Some(namespace) => call.namespace(Some(namespace)),
                 None => call,
             };
-            flights.spawn(fly(Arc::clone(&session.client), call, number, entry));
+            let client = Arc::clone(&session.client);
+            flights.spawn(fly(client, call, number, entry, waits.clone()));
             continue;
         }
         if ended && next.is_none() && flights.is_empty() {
             return Ok(());
         }
         tokio::select! {
+            () = &mut told_to_stop => {
+                return Err(Failure::new(Exit::TryLater, "stopped by a signal").hint(again(args)));
+            }
+            Some(why) = waiting.recv() => {
+                if !std::mem::replace(&mut told_that_it_waits, true) {
+                    tally.say(session, &format!("{why}; trying again for about a minute"));
+                }
+            }
             Some(flight) = flights.join_next(), if !flights.is_empty() => {
                 let landed = flight.map_err(|_| {
                     Failure::new(Exit::Internal, "a request ended unexpectedly")
@@ -137,13 +174,6 @@ async fn fly_all(
 
 /// The failure of an import that could not go on.
 fn stopped(error: CallError, line: u64, args: &Import) -> Failure {
-    let again = match args.report.as_ref().or(args.resume_from.as_ref()) {
-        Some(report) => format!(
-            "to go on from here: the same with --resume-from {}",
-            report.display()
-        ),
-        None => "run it again: what was taken is unchanged then".to_owned(),
-    };
     match Failure::from(error) {
         Failure::Told {
             exit,
@@ -154,12 +184,23 @@ fn stopped(error: CallError, line: u64, args: &Import) -> Failure {
             message: format!("stopped at line {line}: {message}"),
             hint: Some(
                 hint.into_iter()
-                    .chain([again])
+                    .chain([again(args)])
                     .collect::<Vec<_>>()
                     .join("\n"),
             ),
         },
         pipe => pipe,
+    }
+}
+
+/// How to go on with an import that has stopped.
+fn again(args: &Import) -> String {
+    match args.report.as_ref().or(args.resume_from.as_ref()) {
+        Some(report) => format!(
+            "to go on from here: the same with --resume-from {}",
+            report.display()
+        ),
+        None => "run it again: what was taken is unchanged then".to_owned(),
     }
 }
 
@@ -169,12 +210,23 @@ struct Taken {
 }
 
 /// Sends one line's request until it is answered for good, or the tries are used up.
-async fn fly(client: Arc<Client>, call: Call, line: u64, entry: Entry) -> Landed {
+///
+/// Says in `waits` why it is to be tried again.
+async fn fly(
+    client: Arc<Client>,
+    call: Call,
+    line: u64,
+    entry: Entry,
+    waits: UnboundedSender<String>,
+) -> Landed {
     let mut tries = 0;
     let answer = loop {
         tries += 1;
         match client.send(&call).await {
             Err(error) if error.may_pass() && tries < TRIES => {
+                if tries == TOLD_AT {
+                    let _ = waits.send(error.to_string());
+                }
                 tokio::time::sleep(pause(&error, tries)).await;
             }
             answer => break answer,

@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use hyper::Method;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::Session;
@@ -11,7 +12,7 @@ use super::call_error::CallError;
 use super::client::{Call, grant_path};
 use super::failure::{Exit, Failure};
 use super::output::{escape, exact};
-use crate::local_api::types::{ImportAnswer, ImportRequest, Problem};
+use crate::local_api::types::{ImportAnswer, ImportRequest, Problem, mistaken};
 
 /// No token set is longer, in bytes; a line that is, is not one.
 pub(super) const OBJECT_LIMIT: usize = 1 << 20;
@@ -68,7 +69,16 @@ fn tokens(members: &mut Map<String, Value>) -> Result<ImportRequest, String> {
             .into_iter()
             .find_map(|name| members.remove(name)),
         scope: members.remove("scope"),
+        others: Default::default(),
     };
+    let others = members.keys().map(|name| (name.clone(), IgnoredAny));
+    let tokens = ImportRequest {
+        others: others.collect(),
+        ..tokens
+    };
+    if let Some((name, meant)) = tokens.mistaken() {
+        return Err(mistaken(&escape(name), meant));
+    }
     if tokens.access_token.is_none() && tokens.refresh_token.is_none() {
         return Err("there is neither an access_token nor a refresh_token".to_owned());
     }
@@ -219,6 +229,10 @@ mod tests {
             (
                 r#"{"user":7,"provider":"p","refresh_token":"canary"}"#,
                 "user must be a string",
+            ),
+            (
+                r#"{"user":"u","provider":"p","access_token":"canary","expire_at":1}"#,
+                "expire_at is not a member of an import; expires_at is, and is probably what is meant",
             ),
             (
                 r#"{"user":"u","provider":"p"}"#,

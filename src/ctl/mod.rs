@@ -123,8 +123,9 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
         json: global.json,
     };
     match cli.command {
-        Command::CheckConfig => {
-            return local::check_config(global.config.as_deref(), look, console);
+        Command::CheckConfig { file } => {
+            let file = file.or(global.config);
+            return local::check_config(file.as_deref(), look, console);
         }
         Command::Key {
             command: Key::Generate { file },
@@ -195,7 +196,7 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
             command: Key::Rotate,
         } => keys::rotate(session).await,
         Command::Restore(_)
-        | Command::CheckConfig
+        | Command::CheckConfig { .. }
         | Command::Key { .. }
         | Command::Completions { .. } => {
             unreachable!("the commands that need no daemon have been dispatched")

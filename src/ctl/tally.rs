@@ -189,6 +189,11 @@ impl Tally {
         }
     }
 
+    /// Tells something beside the progress.
+    pub(super) fn say(&self, session: &mut Session<'_, '_>, text: &str) {
+        self.bar.suspend(|| session.console.note(text));
+    }
+
     fn tell(&self, session: &mut Session<'_, '_>, record: &Record) {
         let console = &mut *session.console;
         self.bar.suspend(|| match self.totals.not_taken {

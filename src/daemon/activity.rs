@@ -1,7 +1,7 @@
 //! Who is active, and which token sets were read.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::refresh::grant::GrantId;
@@ -17,6 +17,8 @@ const WRITTEN_EVERY: Duration = Duration::from_secs(60 * 60);
 #[derive(Clone, Copy)]
 struct Seen {
     at: UnixTime,
+    /// The note that was last given to the store.
+    given_at: Option<UnixTime>,
     /// What the store has, as far as this process wrote it.
     written_at: Option<UnixTime>,
 }
@@ -25,7 +27,7 @@ struct Seen {
 pub(super) struct Activity {
     store: Store,
     written_every: Duration,
-    seen: Mutex<HashMap<User, Seen>>,
+    seen: Arc<Mutex<HashMap<User, Seen>>>,
     read: Mutex<HashSet<GrantId>>,
     /// Steps of the clock: what it showed before each, and how much of nobody's time it left out.
     steps: Mutex<Vec<(UnixTime, Duration)>>,
@@ -41,7 +43,7 @@ impl Activity {
         Activity {
             store,
             written_every: WRITTEN_EVERY.min(inactive_after / 10),
-            seen: Mutex::default(),
+            seen: Arc::default(),
             read: Mutex::default(),
             steps: Mutex::default(),
         }
@@ -54,22 +56,24 @@ impl Activity {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             let entry = seen.entry(key.clone()).or_insert(Seen {
                 at: now,
+                given_at: None,
                 written_at: None,
             });
             // The clock may have been set back: the newest note rules.
             entry.at = now;
             let stale = entry
-                .written_at
+                .given_at
                 .is_none_or(|at| now.since(at) >= self.written_every || at > now);
             if stale {
-                entry.written_at = Some(now);
+                entry.given_at = Some(now);
             }
             stale
         };
         if write {
-            let store = self.store.clone();
+            let (store, seen) = (self.store.clone(), self.seen.clone());
             tokio::spawn(async move {
-                if let Err(error) = store.note_activity(vec![(key.0, key.1, now)]).await {
+                // What is not written now, a flush writes.
+                if let Err(error) = write_notes(&store, &seen, vec![(key.0, key.1, now)]).await {
                     tracing::debug!(%error, "activity-not-written");
                 }
             });
@@ -103,8 +107,14 @@ impl Activity {
         steps.push((before, by));
     }
 
-    /// Notes that the clock was set back: steps from before are no measure any more.
-    pub(super) fn set_back(&self) {
+    /// Notes that the clock was set back to `now`: steps from before are no measure any more, and nobody was here
+    /// in the future.
+    pub(super) fn set_back(&self, now: UnixTime) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for seen in seen.values_mut() {
+            seen.at = seen.at.min(now);
+        }
+        drop(seen);
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         steps.clear();
     }
@@ -138,29 +148,75 @@ impl Activity {
         read.remove(&id)
     }
 
-    /// Writes what is only in memory, and forgets users who have been quiet for long.
+    /// Writes what is only in memory, and forgets users who have been quiet for long. What the store refuses is
+    /// kept, and written by the next flush.
     pub(super) async fn flush(&self, now: UnixTime) -> Result<(), StoreError> {
         let unwritten: Vec<_> = {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             let unwritten = seen
                 .iter()
-                .filter(|(_, seen)| seen.written_at != Some(seen.at))
-                .map(|(user, seen)| (user.0.clone(), user.1.clone(), seen.at))
-                .collect();
-            seen.retain(|_, seen| now.since(seen.at) < self.written_every);
-            for seen in seen.values_mut() {
-                seen.written_at = Some(seen.at);
-            }
+                .filter(|(_, seen)| seen.written_at != Some(seen.at));
             unwritten
+                .map(|(user, seen)| (user.0.clone(), user.1.clone(), seen.at))
+                .collect()
         };
-        if unwritten.is_empty() {
-            return Ok(());
+        if !unwritten.is_empty() {
+            write_notes(&self.store, &self.seen, unwritten).await?;
         }
-        self.store.note_activity(unwritten).await
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|_, seen| {
+            now.since(seen.at) < self.written_every || seen.written_at != Some(seen.at)
+        });
+        Ok(())
     }
 
     /// Returns how often [`Activity::flush`] is wanted.
     pub(super) fn flush_every(&self) -> Duration {
         self.written_every
+    }
+}
+
+/// Writes notes, and remembers that they are written.
+async fn write_notes(
+    store: &Store,
+    seen: &Mutex<HashMap<User, Seen>>,
+    notes: Vec<(String, String, UnixTime)>,
+) -> Result<(), StoreError> {
+    store.note_activity(notes.clone()).await?;
+    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    for (namespace, user, at) in notes {
+        if let Some(seen) = seen.get_mut(&(namespace, user)) {
+            (seen.given_at, seen.written_at) = (Some(at), Some(at));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::steps::tests::Bench;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_note_that_the_store_refused_is_kept_and_written_again() {
+        let bench = Bench::start("").await;
+        bench.import("ann", json!({})).await;
+        let (store, now) = (&bench.shared().store, bench.clock.now());
+        let activity = Activity::new(store.clone(), Duration::from_secs(30));
+        store.fail_nth_write(1);
+        activity.note("default", "ann", now);
+        while store.write_failure_is_pending() {
+            tokio::task::yield_now().await;
+        }
+        let last = || store.last_activity("default", "ann");
+        assert_eq!(last().await, Ok(None));
+        store.fail_nth_write(1);
+        let later = now + Duration::from_secs(60);
+        assert_eq!(activity.flush(later).await, Err(StoreError::Unavailable));
+        assert_eq!(activity.flush(later).await, Ok(()));
+        assert_eq!(last().await, Ok(Some(now)));
+        let seen = activity.seen.lock().unwrap().len();
+        assert_eq!(seen, 0, "quiet for long, and written");
     }
 }

@@ -14,6 +14,7 @@ use super::shared::{Ended, Shared, gone, token_of, written};
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
 use crate::refresh::grant::{Grant, GrantId, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
+use crate::refresh::policy::{Policy, Rotation};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
 use crate::refresh::token_response::{Contact, Outcome};
@@ -37,7 +38,9 @@ const STORE_RETRY: Duration = Duration::from_secs(5);
 /// Runs one attempt.
 pub(super) async fn run(shared: Arc<Shared>, provider: String, wanted: Wanted) -> Done {
     let Some(live) = shared.providers.find(&provider) else {
-        return (unknown(wanted.id, None), Ended::NoToken);
+        // It has left the configuration, and may have come back before the driver hears of either.
+        let later = shared.clock.now() + STORE_RETRY;
+        return (unknown(wanted.id, later), Ended::NoToken);
     };
     let attempt = Attempt {
         shared,
@@ -67,22 +70,21 @@ pub(super) async fn after_panic(shared: &Shared, id: GrantId) -> Written {
             written
         }
         Ok(None) => gone(id),
-        Err(_) => unknown(id, Some(later)),
+        Err(_) => unknown(id, later),
     }
 }
 
 /// What the schedule is told when the row is not known: any other word about it rules.
-fn unknown(id: GrantId, due_at: Option<UnixTime>) -> Written {
-    let due = due_at.map(|due_at| Due {
-        id,
-        due_at,
-        expires_at: None,
-        version: 0,
-    });
+fn unknown(id: GrantId, due_at: UnixTime) -> Written {
     Written {
         id,
         version: 0,
-        due,
+        due: Some(Due {
+            id,
+            due_at,
+            expires_at: None,
+            version: 0,
+        }),
     }
 }
 
@@ -118,7 +120,11 @@ impl Attempt {
         }
         let now = self.shared.clock.now();
         if let Some(restamped) = grant.restamped(now, Duration::ZERO) {
-            grant = restamped;
+            // The floor goes by the stamp as it is: one that is now, each time anew, would never let an attempt begin.
+            grant = Grant {
+                attempted_at: grant.attempted_at,
+                ..restamped
+            };
         }
         let last_active_at = match self.wanted.cause {
             Cause::Due => {
@@ -210,8 +216,7 @@ impl Attempt {
 
     async fn refresh(&self, grant: Grant, refresh_token: RefreshToken) -> Result<Done, StoreError> {
         let shared = &self.shared;
-        let policy = &self.live.config.policy;
-        let grant = if policy.rotation.rotates() {
+        let grant = if self.live.config.policy.rotation.rotates() {
             let sent_at = shared.clock.now();
             match shared
                 .store
@@ -235,18 +240,22 @@ impl Attempt {
             .providers
             .state(&grant.key.provider)
             .and_then(|state| state.served_at);
+        let policy = self.policy_now();
         let (effect, provider_effect) = grant.settle(
             &outcome,
             &refresh_token,
             served_at,
             now,
-            policy,
+            &policy,
             rand::random(),
         );
         self.apply_to_provider(provider_effect, &outcome).await;
         match effect {
             Effect::Commit { tokens, due_at } => {
-                Ok(self.commit(&grant, Arc::new(tokens), due_at).await)
+                let scheduled_by = policy.schedule();
+                let (written, ended) = self.commit(&grant, Arc::new(tokens), due_at).await;
+                let written = self.rescheduled(written, &scheduled_by).await;
+                Ok((written, ended))
             }
             Effect::Retry {
                 due_at,
@@ -265,7 +274,12 @@ impl Attempt {
                     at: now,
                 };
                 self.tell_failed(&grant, &failure);
-                self.record(&grant, failure).await
+                let replays = fate_unknown && matches!(policy.rotation, Rotation::Grace(_));
+                let recorded = self.record(&grant, failure).await;
+                if replays {
+                    self.hurry(policy.floor);
+                }
+                recorded
             }
             Effect::NeedsAuthorization(reason) => {
                 let code = outcome.code();
@@ -283,6 +297,48 @@ impl Attempt {
                 self.record(&grant, failure).await
             }
         }
+    }
+
+    /// The provider's policy as it is now: a reload may have changed it while the request was out.
+    fn policy_now(&self) -> Policy {
+        let provider = &self.live.config.registration.provider;
+        let live = self.shared.providers.find(provider);
+        live.as_ref().unwrap_or(&self.live).config.policy.clone()
+    }
+
+    /// Computes a due time anew that was committed under another policy than there is now: the reload may have looked
+    /// at the row before the commit, which a held set makes wait for long.
+    async fn rescheduled(&self, written: Written, scheduled_by: &str) -> Written {
+        let policy = self.policy_now();
+        if written.due.is_none() || policy.schedule() == scheduled_by {
+            return written;
+        }
+        let store = &self.shared.store;
+        let Ok(Some(grant)) = store.grant_by_id(self.wanted.id).await else {
+            return written;
+        };
+        if grant.standing != Standing::Active || grant.failures > 0 || grant.mark.is_some() {
+            return written;
+        }
+        let due_at = grant.scheduled_at(&policy);
+        match store.set_due(grant.id, grant.generation, due_at).await {
+            Ok(Cas::Applied(grant)) => {
+                self.shared.cache.forget(&grant.key);
+                super::shared::written(&grant)
+            }
+            // Refreshed by the old policy once more.
+            Ok(Cas::Lost) | Err(_) => written,
+        }
+    }
+
+    /// Has a replay made within the server's grace, whatever else is due.
+    fn hurry(&self, floor: Duration) {
+        let (driver, id) = (self.shared.driver.clone(), self.wanted.id);
+        let provider = self.live.config.registration.provider.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(floor).await;
+            let _ = driver.send(Event::Urgent { provider, id });
+        });
     }
 
     /// Commits a token set. If the disk refuses it, the callers are answered with the held one meanwhile (I2).
@@ -389,7 +445,7 @@ impl Attempt {
 
     /// What the schedule is told when the store could not be asked.
     fn again_later(&self) -> Written {
-        unknown(self.wanted.id, Some(self.shared.clock.now() + STORE_RETRY))
+        unknown(self.wanted.id, self.shared.clock.now() + STORE_RETRY)
     }
 
     /// Tells the provider's breaker how the server fares, before this attempt's end frees its place.
@@ -423,9 +479,6 @@ impl Attempt {
             .await
             // It rules in memory already; the next one will be written.
             .unwrap_or(true);
-        let _ = shared.driver.send(Event::ProvidersChanged {
-            max_in_flight: None,
-        });
         match effect {
             ProviderEffect::CoolDown(until) if news => {
                 tracing::warn!(%provider, code, %until, "provider-cooling-down");
@@ -474,5 +527,50 @@ fn token(readable: &Readable, shared: &Shared) -> Ended {
     match token_of(readable, shared.clock.now()) {
         Some(token) => Ended::Refreshed(Arc::new(token)),
         None => Ended::NoToken,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::steps::tests::{Bench, served};
+    use std::collections::BTreeMap;
+
+    #[tokio::test]
+    async fn a_grant_whose_provider_is_gone_for_a_moment_is_asked_for_again() {
+        let bench = Bench::start("").await;
+        bench.import("ann", serde_json::json!({})).await;
+        let (shared, id) = (bench.shared().clone(), bench.grant("ann").await.id);
+        shared.providers.configure(BTreeMap::new()).await;
+        let wanted = Wanted {
+            id,
+            cause: Cause::Due,
+            seen: None,
+        };
+        let (written, _) = run(shared, "acme".into(), wanted).await;
+        assert!(written.due.is_some_and(|due| due.id == id));
+    }
+
+    #[tokio::test]
+    async fn a_set_that_was_held_across_a_reload_is_due_by_the_new_margin() {
+        let bench = Bench::start("").await;
+        let shared = bench.shared().clone();
+        let store = shared.store.clone();
+        bench.server.answer_with(move |_| {
+            store.fail_nth_write(1);
+            served(3600)
+        });
+        bench
+            .import("ann", serde_json::json!({"expires_in": 0}))
+            .await;
+        let held = async || (shared.held.len() == 1).then_some(());
+        bench.until("the set to be held", held).await;
+        bench.reload("\"1m\"", "\"10m\"").await;
+        let follows = async || {
+            let grant = bench.grant("ann").await;
+            let lead = grant.expires_at()?.since(grant.due_at?).as_secs();
+            (grant.generation == 2 && (600..=661).contains(&lead)).then_some(())
+        };
+        bench.until("the due time to follow", follows).await;
     }
 }

@@ -22,6 +22,10 @@ pub(super) async fn detached<T: Send + 'static>(
     }
 }
 
+/// Imports a grant under its slot.
+///
+/// A refresh token that is replaced is not revoked: at many servers it is the same authorization as the new one, and
+/// its revocation would end both (RFC 7009 §2.1 lets a server invalidate the whole grant).
 pub(super) async fn import(shared: &Shared, import: Import) -> Result<ImportAnswer, Problem> {
     let key = import.key.clone();
     let _slot = shared.slots.acquire(&key).await;

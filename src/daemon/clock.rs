@@ -76,7 +76,7 @@ pub(super) enum Step {
 }
 
 /// Smaller steps are what time daemons do all day, and change nothing.
-const SMALLEST_STEP: Duration = Duration::from_secs(2);
+pub(super) const SMALLEST_STEP: Duration = Duration::from_secs(2);
 
 /// Notices that the wall clock was set, by comparing it with the monotonic one.
 #[derive(Debug)]

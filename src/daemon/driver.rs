@@ -30,6 +30,8 @@ pub(super) enum Event {
         id: GrantId,
         waiter: Waiter,
     },
+    /// This grant can't wait for its turn.
+    Urgent { provider: String, id: GrantId },
     /// A write changed a row, or removed it from the schedule.
     Written { provider: String, written: Written },
     /// Callers can be answered, although the attempt still holds its slot: the token set is held.
@@ -245,6 +247,11 @@ impl Driver {
                 id,
                 waiter,
             } => self.demand(&provider, id, waiter),
+            Event::Urgent { provider, id } => {
+                if let Some(horizon) = self.schedule.provider(&provider) {
+                    horizon.handle_urgent(id);
+                }
+            }
             Event::Written { provider, written } => {
                 if let Some(horizon) = self.schedule.provider(&provider) {
                     horizon.handle_write(written);

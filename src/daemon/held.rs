@@ -16,6 +16,10 @@ use crate::store::{Cas, Readable, StoreError, TokenCommit};
 /// A write that the disk refused is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A set that is not on disk after this is spilled before the store has said yes or no: another process may hold the
+/// database's lock for longer than a service manager waits before it kills.
+const SPILL_AFTER: Duration = Duration::from_secs(1);
+
 /// The sets that are held.
 #[derive(Default)]
 pub(super) struct Held {
@@ -47,15 +51,28 @@ pub(super) async fn commit(
     commit: TokenCommit,
     held: impl FnOnce(&Readable),
 ) -> Cas {
-    let error = match shared.store.commit_tokens(commit.clone()).await {
-        Ok(committed) => return committed,
+    let mut committing = std::pin::pin!(shared.store.commit_tokens(commit.clone()));
+    let mut spilled = None;
+    let committed = match tokio::time::timeout(SPILL_AFTER, &mut committing).await {
+        Ok(committed) => committed,
+        Err(_) => {
+            spilled = Some(spill(shared, &commit).await);
+            committing.await
+        }
+    };
+    let error = match committed {
+        Ok(committed) => {
+            if spilled.is_some() {
+                unspill(shared).await;
+            }
+            return committed;
+        }
         Err(error) => error,
     };
     let readable = hold(shared, grant, &commit);
-    let spilled = {
-        let mut sets = shared.held.spilled.lock().await;
-        *sets += 1;
-        shared.store.spill(commit.clone()).await.is_ok()
+    let spilled = match spilled {
+        Some(spilled) => spilled,
+        None => spill(shared, &commit).await,
     };
     tracing::error!(
         user = %shared.names.user(&grant.key), provider = %grant.key.provider, %error, spilled,
@@ -143,6 +160,13 @@ fn hold(shared: &Shared, grant: &Grant, commit: &TokenCommit) -> Arc<Readable> {
     lock(&shared.held.sets).insert(grant.key.clone(), readable.clone());
     shared.cache.forget(&grant.key);
     readable
+}
+
+/// Returns whether the set is in the spill file.
+async fn spill(shared: &Shared, commit: &TokenCommit) -> bool {
+    let mut sets = shared.held.spilled.lock().await;
+    *sets += 1;
+    shared.store.spill(commit.clone()).await.is_ok()
 }
 
 async fn stored(shared: &Shared, commit: TokenCommit) -> Cas {

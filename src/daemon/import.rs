@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::local_api::problem;
-use crate::local_api::types::{ImportRequest, Problem};
+use crate::local_api::types::{ImportRequest, Problem, mistaken};
 use crate::refresh::policy::{Policy, warn_at};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{AccessToken, RefreshToken, RefreshTokenEnd, TokenSet};
@@ -24,6 +24,9 @@ pub(super) fn token_set(
     now: UnixTime,
     policy: &Policy,
 ) -> Result<TokenSet, Problem> {
+    if let Some((name, meant)) = request.mistaken() {
+        return Err(problem::bad_request(mistaken(name, meant)));
+    }
     let access_token = request.access_token.filter(|token| !token.is_empty());
     let refresh_token = request.refresh_token.filter(|token| !token.is_empty());
     if access_token.is_none() && refresh_token.is_none() {
@@ -229,6 +232,37 @@ mod tests {
         }
         let alone = read(json!({"access_token": "a", "refresh_token_expires_in": 5})).unwrap();
         assert_eq!(alone.refresh_token_end, None);
+    }
+
+    #[test]
+    fn a_member_that_is_probably_a_mistake_is_refused_with_the_one_that_was_meant() {
+        let end = 1_790_000_100;
+        for (name, value, meant) in [
+            ("expire_at", json!(end), "expires_at"),
+            ("expiresAt", json!(end), "expires_at"),
+            ("Expires-At", json!(end), "expires_at"),
+            ("expires", json!(end), "expires_at"),
+            ("expiry", json!(end), "expires_at"),
+            ("expire_in", json!(60), "expires_in"),
+            ("refreshToken", json!("canary"), "refresh_token"),
+            ("scopes", json!("a b"), "scope"),
+        ] {
+            let problem = read(json!({"access_token": "canary", name: value})).unwrap_err();
+            assert_eq!(problem.status, 400, "{name}");
+            let said = format!("{name} is not a member of an import; {meant} is");
+            assert!(problem.detail.contains(&said), "{}", problem.detail);
+            assert!(!problem.detail.contains("canary"));
+        }
+        // Nothing is lost by these.
+        for more in [
+            json!({"expires_in": 60, "expires_on": end, "ext_expires_in": 120}),
+            json!({"expires_at": end, "expiresAt": end}),
+            json!({"expires_at": end, "user": "ann", "instance_url": "https://x"}),
+        ] {
+            let mut body = more;
+            body["access_token"] = json!("a");
+            assert!(read(body.clone()).unwrap().expires_at.is_some(), "{body}");
+        }
     }
 
     #[test]

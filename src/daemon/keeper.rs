@@ -384,10 +384,6 @@ impl Daemon {
         written: Result<(), StoreError>,
         told: &'static str,
     ) -> Result<Changed, Problem> {
-        // It rules in memory even if it could not be written.
-        let _ = self.0.driver.send(super::driver::Event::ProvidersChanged {
-            max_in_flight: None,
-        });
         written.map_err(store_problem)?;
         tracing::info!(provider = name, "{told}");
         let counts = self.0.store.counts().await.map_err(store_problem)?;

@@ -58,6 +58,10 @@ pub use self::sockets::SocketError;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Beyond the longest request deadline, a drain waits this long for the disk.
 const DISK_WAIT: Duration = Duration::from_secs(10);
+/// Activity notes that the store refused are written again after this.
+const FLUSH_RETRY: Duration = Duration::from_secs(60);
+/// How often the store's files are looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 /// Requests in flight on the sockets get this long at the end of a drain.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -127,13 +131,14 @@ pub async fn start(config: Config, passed: Passed) -> Result<Handle, StartError>
 async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Handle, StartError> {
     let live = reload::clients(&config)?;
     let store = open_store(&config).await?;
-    let providers = Providers::new(store.clone(), store.provider_states().await?);
+    let (driver, inbox) = mpsc::unbounded_channel();
+    let states = store.provider_states().await?;
+    let providers = Providers::new(store.clone(), driver.clone(), states);
     let shortest = config
         .providers
         .values()
         .map(|provider| provider.policy.inactive_after)
         .min();
-    let (driver, inbox) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
         started_at: clock.now(),
         clock,
@@ -174,6 +179,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         )),
         tokio::spawn(revocations::run(shared.clone(), give_up_after)),
         tokio::spawn(flush_activity(shared.clone())),
+        tokio::spawn(watch_store(shared.clone())),
     ];
     Ok(Handle {
         shared,
@@ -225,8 +231,14 @@ async fn resume_replays(shared: &Shared, config: &Config) {
             continue;
         }
         match shared.store.make_marked_due(name).await {
-            Ok(0) => {}
-            Ok(grants) => tracing::info!(provider = %name, grants, "replays-resumed"),
+            Ok(ids) if ids.is_empty() => {}
+            Ok(ids) => {
+                tracing::info!(provider = %name, grants = ids.len(), "replays-resumed");
+                for id in ids {
+                    let provider = name.clone();
+                    let _ = shared.driver.send(Event::Urgent { provider, id });
+                }
+            }
             // A store that takes no writes can begin no attempt either.
             Err(error) => tracing::warn!(provider = %name, %error, "replays-not-resumed"),
         }
@@ -234,11 +246,22 @@ async fn resume_replays(shared: &Shared, config: &Config) {
 }
 
 async fn flush_activity(shared: Arc<Shared>) {
+    let mut pause = shared.activity.flush_every();
     loop {
-        tokio::time::sleep(shared.activity.flush_every()).await;
+        tokio::time::sleep(pause).await;
+        pause = shared.activity.flush_every();
         if let Err(error) = shared.activity.flush(shared.clock.now()).await {
             tracing::debug!(%error, "activity-not-written");
+            pause = pause.min(FLUSH_RETRY);
         }
+    }
+}
+
+/// Notices files that were deleted or replaced also while nobody writes.
+async fn watch_store(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        shared.store.watch();
     }
 }
 

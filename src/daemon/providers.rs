@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc::UnboundedSender;
 
+use super::driver::Event;
 use crate::profile::{Provider, Registration};
 use crate::refresh::attempt::ProviderEffect;
 use crate::refresh::grant::Grant;
-use crate::refresh::pacing::Unreachable;
+use crate::refresh::pacing::{PROBE_CAP, Unreachable};
 use crate::refresh::policy::RETRY_AFTER_CAP;
 use crate::refresh::time::UnixTime;
 use crate::store::{ProviderState, Store, StoreError};
@@ -24,6 +26,7 @@ pub(super) struct Live {
 /// All providers. The configuration is swapped whole; the states are kept across swaps and restarts.
 pub(super) struct Providers {
     store: Store,
+    driver: UnboundedSender<Event>,
     live: ArcSwap<BTreeMap<String, Arc<Live>>>,
     states: Mutex<BTreeMap<String, ProviderState>>,
     /// Up to when the store knows that a provider serves.
@@ -47,9 +50,14 @@ pub(super) enum Halt {
 }
 
 impl Providers {
-    pub(super) fn new(store: Store, states: BTreeMap<String, ProviderState>) -> Self {
+    pub(super) fn new(
+        store: Store,
+        driver: UnboundedSender<Event>,
+        states: BTreeMap<String, ProviderState>,
+    ) -> Self {
         Providers {
             store,
+            driver,
             live: ArcSwap::default(),
             states: Mutex::new(states),
             served_written: Mutex::default(),
@@ -87,21 +95,22 @@ impl Providers {
     /// Swaps in a new configuration. A provider that was stopped for its credentials goes on if these have
     /// changed; its name is returned then.
     pub(super) async fn configure(&self, live: BTreeMap<String, Arc<Live>>) -> Vec<String> {
-        let mut resumed = Vec::new();
-        for (name, provider) in &live {
-            let fingerprint = self.credentials(&provider.config.registration);
-            let changed = self.state(name).is_some_and(|state| {
-                state.stopped.is_some() && state.stopped_credentials.as_ref() != Some(&fingerprint)
-            });
-            if changed {
-                // In memory it rules at once; unwritten, the next start compares again.
-                if let Err(error) = self.update(name, clear_stop).await {
-                    tracing::debug!(provider = %name, %error, "provider-state-not-written");
-                }
-                resumed.push(name.clone());
+        let mended = |(name, provider): &(&String, &Arc<Live>)| {
+            let credentials = self.credentials(&provider.config.registration);
+            self.state(name).is_some_and(|state| {
+                state.stopped.is_some() && state.stopped_credentials.as_ref() != Some(&credentials)
+            })
+        };
+        let mended = live.iter().filter(mended);
+        let resumed: Vec<String> = mended.map(|(name, _)| name.clone()).collect();
+        // First, or an attempt with the credentials that were refused would begin.
+        self.live.store(Arc::new(live));
+        for name in &resumed {
+            // In memory it rules at once; unwritten, the next start compares again.
+            if let Err(error) = self.update(name, clear_stop).await {
+                tracing::debug!(provider = %name, %error, "provider-state-not-written");
             }
         }
-        self.live.store(Arc::new(live));
         resumed
     }
 
@@ -145,6 +154,13 @@ impl Providers {
             }
             ProviderEffect::Stop => {
                 let credentials = self.credentials(&live.config.registration);
+                // A reload has mended them while the request was out.
+                let mended = self
+                    .find(name)
+                    .is_some_and(|now| self.credentials(&now.config.registration) != credentials);
+                if mended {
+                    return Ok(false);
+                }
                 self.update(name, |state| {
                     state.stopped = Some(code.to_owned());
                     state.stopped_credentials = Some(credentials);
@@ -170,7 +186,7 @@ impl Providers {
             stale
         };
         if stale {
-            self.update(name, |_| {}).await?;
+            self.write(name).await?;
         }
         Ok(())
     }
@@ -190,20 +206,20 @@ impl Providers {
     /// Takes the moments of a clock that was set back by `by` to `now` as moments of the new one.
     pub(super) fn set_back(&self, now: UnixTime, by: Duration) {
         let back = |at: UnixTime| if at > now { (at - by).min(now) } else { at };
-        let ahead = |at: UnixTime| {
+        let ahead = |at: UnixTime, longest: Duration| {
             if at > now {
-                (at - by).min(now + RETRY_AFTER_CAP)
+                (at - by).min(now + longest)
             } else {
                 at
             }
         };
         for state in self.lock().values_mut() {
-            state.cool_down_until = state.cool_down_until.map(ahead);
+            state.cool_down_until = state.cool_down_until.map(|at| ahead(at, RETRY_AFTER_CAP));
             state.served_at = state.served_at.map(back);
             state.stopped_at = state.stopped_at.map(back);
             state.unreachable = state.unreachable.map(|it| Unreachable {
                 since: back(it.since),
-                probe_at: ahead(it.probe_at),
+                probe_at: ahead(it.probe_at, PROBE_CAP),
             });
         }
     }
@@ -242,13 +258,17 @@ impl Providers {
             .await
     }
 
-    /// Changes a state in memory, where it rules at once, and writes it.
+    /// Changes a state in memory, where it rules at once, and writes it. The schedule hears of it before that: the disk
+    /// may be slow, and grants of a provider that is halted would begin and end in turns meanwhile.
     async fn update(
         &self,
         name: &str,
         change: impl FnOnce(&mut ProviderState),
     ) -> Result<(), StoreError> {
         change(self.lock().entry(name.to_owned()).or_default());
+        let _ = self.driver.send(Event::ProvidersChanged {
+            max_in_flight: None,
+        });
         self.write(name).await
     }
 
@@ -283,4 +303,28 @@ fn clear_stop(state: &mut ProviderState) {
     state.stopped = None;
     state.stopped_credentials = None;
     state.stopped_at = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Kek, Options};
+
+    #[tokio::test]
+    async fn the_schedule_hears_that_a_provider_is_halted_before_the_disk_has_taken_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Options {
+            dir: dir.path().into(),
+            kek: Kek::generate(),
+            busy_timeout: Duration::from_secs(1),
+        });
+        let (driver, mut inbox) = tokio::sync::mpsc::unbounded_channel();
+        let providers = Providers::new(store.unwrap(), driver, BTreeMap::new());
+        let mut paused = std::pin::pin!(providers.pause("acme"));
+        let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+        let _ = paused.as_mut().poll(&mut nobody);
+        assert!(providers.state("acme").unwrap().paused);
+        let told = inbox.try_recv();
+        assert!(matches!(told, Ok(Event::ProvidersChanged { .. })));
+    }
 }

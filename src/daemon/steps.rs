@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clock::Step;
+use super::clock::{SMALLEST_STEP, Step};
 use super::driver::Event;
 use super::shared::Shared;
 use crate::refresh::grant::{Grant, GrantId};
@@ -36,21 +36,26 @@ pub(super) fn stepped(shared: &Arc<Shared>, step: Step) {
     }
 }
 
-/// Tells of a clock that was set back while no freshd ran. By how much is not known, so that what was obtained
-/// last counts as obtained now.
+/// Tells of a clock that was set back while no freshd ran: the last that an earlier process did is still to come. By how
+/// much is not known, so that what was obtained last counts as obtained now.
 pub(super) fn look_at_start(shared: &Arc<Shared>) {
     let now = shared.clock.now();
-    if let Some(served_at) = shared.providers.newest_served_at()
-        && served_at > now
-    {
-        let by_seconds = -(served_at.since(now).as_secs() as i64);
+    let last_at = shared
+        .store
+        .written_at()
+        .max(shared.providers.newest_served_at());
+    let ahead = last_at.map_or(Duration::ZERO, |at| at.since(now));
+    // A server may have asked for no more than an hour, whatever the clock was.
+    shared.providers.set_back(now, Duration::ZERO);
+    if ahead >= SMALLEST_STEP {
+        let by_seconds = -(ahead.as_secs() as i64);
         tracing::warn!(by_seconds, %now, "clock-stepped");
         set_back(shared, now, Duration::ZERO);
     }
 }
 
 fn set_back(shared: &Arc<Shared>, now: UnixTime, by: Duration) {
-    shared.activity.set_back();
+    shared.activity.set_back(now);
     shared.providers.set_back(now, by);
     shared.cache.clear();
     let shared = shared.clone();
@@ -106,9 +111,9 @@ async fn restamp(shared: &Shared, by: Duration) -> Result<(), StoreError> {
     if grants > 0 {
         tracing::info!(grants, "restamped");
     }
-    Ok(())
+    shared.store.restamp_rest(shared.clock.now()).await
 }
 
 #[cfg(test)]
 #[path = "steps_tests.rs"]
-mod tests;
+pub(super) mod tests;

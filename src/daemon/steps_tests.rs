@@ -24,7 +24,7 @@ type Script = Box<dyn FnMut(&str) -> (u16, Value) + Send>;
 
 /// A token endpoint that keeps what was presented and answers as told.
 #[derive(Clone)]
-struct Server {
+pub(in crate::daemon) struct Server {
     presented: Arc<Mutex<Vec<String>>>,
     script: Arc<Mutex<Script>>,
     port: u16,
@@ -58,7 +58,10 @@ impl Server {
         server
     }
 
-    fn answer_with(&self, script: impl FnMut(&str) -> (u16, Value) + Send + 'static) {
+    pub(in crate::daemon) fn answer_with(
+        &self,
+        script: impl FnMut(&str) -> (u16, Value) + Send + 'static,
+    ) {
         *self.script.lock().unwrap() = Box::new(script);
     }
 
@@ -67,20 +70,20 @@ impl Server {
     }
 }
 
-fn served(secs: u64) -> (u16, Value) {
+pub(in crate::daemon) fn served(secs: u64) -> (u16, Value) {
     (200, json!({"access_token": "new", "expires_in": secs}))
 }
 
-struct Bench {
+pub(in crate::daemon) struct Bench {
     dir: tempfile::TempDir,
-    clock: Clock,
-    server: Server,
+    pub(in crate::daemon) clock: Clock,
+    pub(in crate::daemon) server: Server,
     handle: Option<Handle>,
 }
 
 impl Bench {
     /// A daemon with one provider, `acme`, and what `provider` says about it.
-    async fn start(provider: &str) -> Bench {
+    pub(in crate::daemon) async fn start(provider: &str) -> Bench {
         let dir = tempfile::tempdir().unwrap();
         for name in ["state", "shared", "admin"] {
             private_dir(&dir.path().join(name));
@@ -114,16 +117,26 @@ impl Bench {
         self.handle = Some(started.unwrap());
     }
 
+    /// Changes the configuration's text and has it taken.
+    pub(in crate::daemon) async fn reload(&self, from: &str, to: &str) {
+        let file = self.dir.path().join("freshd.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(from));
+        std::fs::write(&file, text.replace(from, to)).unwrap();
+        let config = load(&file, &Defaults::system(&|_| None));
+        self.handle.as_ref().unwrap().reload(config).await;
+    }
+
     async fn stop(&mut self) {
         self.handle.take().unwrap().stop().await;
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(in crate::daemon) fn shared(&self) -> &Arc<Shared> {
         &self.handle.as_ref().unwrap().shared
     }
 
     /// Imports a token that was obtained now and lives for an hour, and what `more` says.
-    async fn import(&self, user: &str, more: Value) {
+    pub(in crate::daemon) async fn import(&self, user: &str, more: Value) {
         let mut body = json!({
             "access_token": format!("access-{user}"), "refresh_token": format!("refresh-{user}"),
             "expires_in": 3600,
@@ -139,7 +152,7 @@ impl Bench {
             .unwrap();
     }
 
-    async fn grant(&self, user: &str) -> Grant {
+    pub(in crate::daemon) async fn grant(&self, user: &str) -> Grant {
         self.shared()
             .store
             .grant(&key(user))
@@ -164,7 +177,11 @@ impl Bench {
     }
 
     /// Waits until `done` says so; each try wakes the driver.
-    async fn until<T>(&self, what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+    pub(in crate::daemon) async fn until<T>(
+        &self,
+        what: &str,
+        mut done: impl AsyncFnMut() -> Option<T>,
+    ) -> T {
         for _ in 0..1000 {
             self.wake().await;
             if let Some(done) = done().await {
@@ -189,7 +206,7 @@ impl Bench {
         i64::try_from(length.as_millis()).unwrap()
     }
 
-    fn set_back(&self, by: Duration) {
+    pub(in crate::daemon) fn set_back(&self, by: Duration) {
         self.clock.step(-self.in_millis(by));
     }
 
@@ -328,6 +345,38 @@ async fn a_clock_set_back_while_no_freshd_ran_is_noticed_at_the_start() {
     assert_eq!(bench.server.presented().len(), 1, "no storm");
     bench.clock.pass(HOUR);
     bench.until_presented(2).await;
+}
+
+#[tokio::test]
+async fn grants_that_were_never_refreshed_are_restamped_at_a_start_with_an_earlier_clock() {
+    let mut bench = Bench::start("").await;
+    bench.import("ann", json!({})).await;
+    bench.stop().await;
+    bench.set_back(8 * HOUR);
+    bench.start_again().await;
+    let restamped = async || {
+        let grant = bench.grant("ann").await;
+        (grant.expires_at().unwrap().since(bench.clock.now()) <= HOUR).then_some(())
+    };
+    bench.until("the restamp", restamped).await;
+    bench.clock.pass(HOUR);
+    bench.until_presented(1).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_by_40_s_unnoticed_holds_up_no_refresh() {
+    let mut bench = Bench::start("").await;
+    bench.import("ann", json!({})).await;
+    bench.server.answer_with(|_| (500, Value::Null));
+    bench.clock.pass(2 * HOUR);
+    bench.until_presented(1).await;
+    bench.server.answer_with(|_| served(3600));
+    bench.stop().await;
+    bench.set_back(Duration::from_secs(40));
+    bench.start_again().await;
+    let grant = bench.grant("ann").await;
+    assert!(grant.attempted_at.unwrap() > bench.clock.now());
+    assert_eq!(bench.token("ann").await.unwrap().generation, 2);
 }
 
 #[tokio::test]

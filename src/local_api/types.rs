@@ -1,5 +1,7 @@
 //! The API's shapes, shared by the server and `freshctl`. No field here is a secret but where it says so.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The answer of the token route: RFC 6749 §5.1 without the refresh token. Holds a secret.
@@ -172,7 +174,8 @@ pub struct UserView {
     pub grants: Vec<GrantView>,
 }
 
-/// The body of an import: RFC 6749 §5.1 members and two moments. Unknown members are ignored. Holds secrets.
+/// The body of an import: RFC 6749 §5.1 members and some moments. Unknown members are ignored, but for what looks like one
+/// of ours: see [`ImportRequest::mistaken`]. Holds secrets.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct ImportRequest {
     /// Secret.
@@ -207,6 +210,72 @@ pub struct ImportRequest {
     /// A string, or an array of strings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<serde_json::Value>,
+    /// The names of all other members.
+    #[serde(flatten, skip_serializing)]
+    pub others: BTreeMap<String, serde::de::IgnoredAny>,
+}
+
+impl ImportRequest {
+    /// Returns a member that nobody reads and the one that was probably meant, if there is one.
+    ///
+    /// A name is mistaken for one of ours that differs in case, separators or the letter s only (`expire_at`,
+    /// `refreshToken`), or that is another word for the access token's end (`expires`, `expiry`). Where the
+    /// member that was meant is there too, nothing is lost.
+    pub fn mistaken(&self) -> Option<(&str, &'static str)> {
+        let ours = [
+            ("access_token", self.access_token.is_some()),
+            ("refresh_token", self.refresh_token.is_some()),
+            ("token_type", self.token_type.is_some()),
+            ("expires_in", self.expires_in.is_some()),
+            ("expires_at", self.expires_at.is_some()),
+            ("obtained_at", self.obtained_at.is_some()),
+            (
+                "refresh_token_expires_at",
+                self.refresh_token_expires_at.is_some(),
+            ),
+            (
+                "refresh_token_expires_in",
+                self.refresh_token_expires_in.is_some(),
+            ),
+            ("scope", self.scope.is_some()),
+        ];
+        let ends = self.expires_at.is_some() || self.expires_in.is_some();
+        self.others.keys().find_map(|name| {
+            let plain = plain(name);
+            let mut meant = ours.iter().find(|(ours, _)| self::plain(ours) == plain);
+            if !ends && ENDS.contains(&plain.as_str()) {
+                meant = Some(&("expires_at", false));
+            }
+            let (meant, _) = meant.filter(|(_, there)| !there)?;
+            Some((name.as_str(), *meant))
+        })
+    }
+}
+
+/// What is said of a member that [`ImportRequest::mistaken`] finds.
+pub fn mistaken(name: &str, meant: &str) -> String {
+    // Long runs of separators are no name worth showing whole.
+    let name: String = name.chars().take(40).collect();
+    format!("{name} is not a member of an import; {meant} is, and is probably what is meant")
+}
+
+/// Other words for `expires_at`, as [`plain`] makes them.
+const ENDS: [&str; 6] = [
+    "expire",
+    "expireon",
+    "expiry",
+    "expiration",
+    "expirydate",
+    "exp",
+];
+
+/// A name without what is easily mistaken.
+fn plain(name: &str) -> String {
+    name.chars()
+        .filter(char::is_ascii_alphanumeric)
+        .map(|c| c.to_ascii_lowercase())
+        .filter(|c| *c != 's')
+        .collect()
 }
 
 /// What became of an import.

@@ -119,8 +119,9 @@ impl Grant {
     /// Returns the earliest moment at which floor, backoff and replay allow an attempt.
     fn not_before(&self, cause: Cause, now: UnixTime, policy: &Policy) -> Option<UnixTime> {
         let mut earliest = None;
-        // A stamp from the future (the clock was set back) counts as now.
-        if let Some(attempted_at) = self.attempted_at.map(|at| at.min(now)) {
+        // A stamp from the future (the clock was set back) says nothing. Taken as now it would move along
+        // with the clock, and nothing would be refreshed until that has caught up.
+        if let Some(attempted_at) = self.attempted_at.filter(|at| *at <= now) {
             let pause = match cause {
                 Cause::Demand if self.failures > 0 => policy
                     .floor

@@ -161,18 +161,29 @@ fn without_a_refresh_token_it_needs_authorization_when_its_token_ends_and_not_be
 }
 
 #[test]
-fn attempts_keep_the_floor_even_on_demand_and_even_after_the_clock_was_set_back() {
+fn attempts_keep_the_floor_even_on_demand() {
     let mut grant = due_grant();
     grant.attempted_at = Some(NOW - Duration::from_millis(200));
     let at = NOW + Duration::from_millis(800);
     assert_eq!(demanded(&grant), Step::Wait(at));
     assert_eq!(due(&grant), Step::Wait(at));
-    grant.attempted_at = Some(NOW + 365 * DAY);
-    assert_eq!(
-        demanded(&grant),
-        Step::Wait(NOW + secs(1)),
-        "a stamp from the future is now"
-    );
+}
+
+#[test]
+fn after_a_clock_was_set_back_no_attempt_waits_for_it_to_catch_up() {
+    for ahead in [secs(1), secs(40), 365 * DAY] {
+        let grant = Grant {
+            attempted_at: Some(NOW + ahead),
+            ..due_grant()
+        };
+        assert_eq!(due(&grant), Step::Refresh, "{ahead:?}");
+        assert_eq!(demanded(&grant), Step::Refresh, "{ahead:?}");
+        let failing = Grant {
+            failures: 9,
+            ..grant
+        };
+        assert_eq!(demanded(&failing), Step::Refresh, "{ahead:?}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@
 
 mod schedule;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::attempt::Cause;
@@ -120,6 +120,8 @@ pub struct Horizon {
     /// The place of each in that order.
     demanded_at: BTreeMap<GrantId, u64>,
     demands: u64,
+    /// Before all others, in order of arrival.
+    urgent: VecDeque<GrantId>,
     /// Attempts under way, each with the newest write that was told meanwhile.
     in_flight: BTreeMap<GrantId, Option<Written>>,
     /// Everything due up to here is in memory, but for the backlog.
@@ -140,6 +142,7 @@ impl Horizon {
             demanded: BTreeMap::new(),
             demanded_at: BTreeMap::new(),
             demands: 0,
+            urgent: VecDeque::new(),
             in_flight: BTreeMap::new(),
             loaded: START,
             backlog: None,
@@ -233,6 +236,14 @@ impl Horizon {
             self.demanded.insert(self.demands, id);
             self.demanded_at.insert(id, self.demands);
             self.demands += 1;
+        }
+    }
+
+    /// This grant's refresh token of unknown fate may be presented again within the server's grace only, which is short:
+    /// it goes before all others.
+    pub fn handle_urgent(&mut self, id: GrantId) {
+        if !self.in_flight.contains_key(&id) && !self.urgent.contains(&id) {
+            self.urgent.push_back(id);
         }
     }
 
@@ -331,11 +342,12 @@ impl Horizon {
         }
         let scheduled = self.scheduled(now);
         let demanded = self.demanded.first_key_value().map(|(_, id)| *id);
-        let id = match (demanded, scheduled) {
-            (Some(_), Some(id)) if self.pacer.schedules_turn() => id,
-            (Some(id), _) | (None, Some(id)) => id,
-            (None, None) => return None,
+        let next = match (demanded, scheduled) {
+            (Some(_), Some(id)) if self.pacer.schedules_turn() => Some(id),
+            (Some(id), _) | (None, Some(id)) => Some(id),
+            (None, None) => None,
         };
+        let id = self.urgent.pop_front().or(next)?;
         let cause = match self.demanded_at.remove(&id) {
             Some(place) => {
                 self.demanded.remove(&place);
@@ -392,7 +404,7 @@ impl Horizon {
     }
 
     fn has_work(&self, now: UnixTime) -> bool {
-        !self.demanded.is_empty() || self.scheduled(now).is_some()
+        !self.urgent.is_empty() || !self.demanded.is_empty() || self.scheduled(now).is_some()
     }
 
     /// Returns when to ask again, if nothing else happens first.

@@ -49,6 +49,18 @@ fn wrote(id: i64, version: u64, due: Option<Due>) -> Written {
     }
 }
 
+#[test]
+fn a_replay_within_its_grace_goes_before_callers_and_all_that_is_due_and_under_the_same_limits() {
+    let mut horizon = loaded(pace(1), &[row(1, 60, 5), row(2, 30, 3000)]);
+    horizon.handle_demand(GrantId(3));
+    horizon.handle_urgent(GrantId(2));
+    horizon.handle_urgent(GrantId(2));
+    assert_eq!(begun(&mut horizon, NOW), [2], "one at a time");
+    horizon.handle_urgent(GrantId(2));
+    horizon.handle_end(wrote(2, 2, None));
+    assert_eq!(begun(&mut horizon, NOW), [3], "callers are next");
+}
+
 fn begun(horizon: &mut Horizon, now: UnixTime) -> Vec<i64> {
     let mut ids = Vec::new();
     while let Some(action) = horizon.poll_action(now) {

@@ -39,7 +39,7 @@ const BREAKS_AT: usize = 5;
 /// The first probe of an unreachable provider comes after this.
 const FIRST_PROBE: Duration = Duration::from_secs(2);
 /// No two probes are further apart.
-const PROBE_CAP: Duration = Duration::from_secs(60);
+pub const PROBE_CAP: Duration = Duration::from_secs(60);
 
 /// A provider that can't be reached: one probe at a time, with growing pauses, until one is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,14 +33,14 @@ pub enum Outcome {
     RefusedForGood(Refusal),
     /// The server refused our client, so every grant (`invalid_client` and friends).
     RefusedForAll(Refusal),
-    /// The server answered, but it is no verdict: 408, 429, 5xx, HTML, a redirect, an unexplained 4xx.
+    /// The server answered, but it is no verdict: 408, 429, 5xx other than a gateway's, HTML, a redirect, an unexplained 4xx.
     RefusedForNow {
         /// What it said.
         refusal: Refusal,
         /// The clamped `Retry-After`, if there was one.
         retry_after: Option<Duration>,
     },
-    /// The request was sent, and no whole answer came.
+    /// The request was sent, and no whole answer came, or only a gateway's.
     Unknown(&'static str),
     /// The request never left: `dns`, `connect`, `tls`, `proxy`.
     NotSent(&'static str),
@@ -101,6 +101,8 @@ pub struct Answer<'a> {
 /// - `invalid_grant` refuses the grant, `invalid_client`, `unauthorized_client` and `unsupported_grant_type` refuse
 ///   the client. Nothing else is a verdict (I5).
 /// - A 2xx that is neither JSON nor HTML may have been a token set cut short: its fate is unknown.
+/// - So it is where only a gateway speaks: the server behind it may have taken the refresh token, and its
+///   answer came late or broken (RFC 9110 §15.6.3 and §15.6.5). One that names a known error speaks for the server.
 pub fn classify(answer: &Answer<'_>, dead_grant_codes: &[String], now: UnixTime) -> Outcome {
     let json: Option<serde_json::Value> = serde_json::from_slice(answer.body).ok();
     let object = json.as_ref().and_then(|v| v.as_object());
@@ -129,11 +131,25 @@ pub fn classify(answer: &Answer<'_>, dead_grant_codes: &[String], now: UnixTime)
             return Outcome::Unknown("unreadable");
         }
     }
+    if let (None, Some(unknown)) = (code, gateways_word(answer.status)) {
+        return Outcome::Unknown(unknown);
+    }
     Outcome::RefusedForNow {
         refusal,
         retry_after: answer
             .retry_after
             .and_then(|value| super::policy::retry_after(value, now)),
+    }
+}
+
+/// Bad gateway and gateway timeout, and what Cloudflare answers in their place.
+fn gateways_word(status: u16) -> Option<&'static str> {
+    match status {
+        502 => Some("http-502"),
+        504 => Some("http-504"),
+        520 => Some("http-520"),
+        524 => Some("http-524"),
+        _ => None,
     }
 }
 

@@ -107,6 +107,30 @@ fn any_answer_but_a_5xx_shows_that_the_server_is_there() {
 }
 
 #[test]
+fn what_only_a_gateway_answers_leaves_the_refresh_tokens_fate_unknown() {
+    for (status, code) in [
+        (502, "unknown-http-502"),
+        (504, "unknown-http-504"),
+        (520, "unknown-http-520"),
+        (524, "unknown-http-524"),
+    ] {
+        for body in ["", "<h1>Bad Gateway</h1>", r#"{"error":"upstream"}"#] {
+            let outcome = classified(status, body);
+            assert!(matches!(outcome, Outcome::Unknown(_)), "{status} {body}");
+            assert_eq!(outcome.code(), code);
+            assert_eq!(outcome.contact(), Contact::Failed);
+        }
+        // That is the server itself.
+        let said = classified(status, r#"{"error":"temporarily_unavailable"}"#);
+        assert!(matches!(said, Outcome::RefusedForNow { .. }), "{status}");
+    }
+    for status in [500, 501, 503, 521] {
+        let said = classified(status, "");
+        assert!(matches!(said, Outcome::RefusedForNow { .. }), "{status}");
+    }
+}
+
+#[test]
 fn token_type_is_kept_as_written_and_defaults_to_bearer() {
     let read = |value: serde_json::Value| {
         tokens(json!({"access_token": "a", "token_type": value})).token_type

@@ -71,6 +71,8 @@ use spill::Spill;
 use tokio::sync::oneshot;
 use writer::{Class, Writer};
 
+use crate::refresh::time::UnixTime;
+
 /// Why a verb failed. Nothing was changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -80,6 +82,9 @@ pub enum StoreError {
     /// A new token set might not fit on the disk, so no refresh token may be spent. (507)
     #[error("the store's file system has no room")]
     NoSpace,
+    /// The database, or the lock beside it, was deleted or replaced under this process. (507)
+    #[error("the store's files were deleted or replaced")]
+    Gone,
     /// Something is wrong with the database itself.
     #[error("the store is damaged")]
     Damaged,
@@ -110,6 +115,7 @@ struct Inner {
     spill: Option<Spill>,
     erasures: Erasures,
     layout: open::Layout,
+    written_at: Option<UnixTime>,
     /// Held until the database is closed: one daemon per state directory.
     lock: Mutex<Option<File>>,
 }
@@ -133,7 +139,14 @@ impl Store {
         let checkpoints = schema::connect_writer(database, options.busy_timeout).map_err(sql)?;
         let store_id = *opened.keyring.store_id();
         let keyring = Arc::new(SharedKeyring::new(opened.keyring));
-        let disk = Arc::new(Disk::new(opened.layout.dir.clone()));
+        let files = [&*opened.layout.database, &*opened.layout.lock];
+        let disk =
+            Disk::new(opened.layout.dir.clone(), &files).map_err(|source| OpenError::Io {
+                path: opened.layout.dir.clone(),
+                done: "read",
+                source,
+            })?;
+        let disk = Arc::new(disk);
         let threads = |source| OpenError::Io {
             path: opened.layout.dir.clone(),
             done: "served by threads",
@@ -162,9 +175,15 @@ impl Store {
                 spill,
                 erasures,
                 layout: opened.layout,
+                written_at: opened.written_at,
                 lock,
             }),
         })
+    }
+
+    /// Returns when an earlier process last wrote the database, by the clock of that time; `None` for a new one.
+    pub fn written_at(&self) -> Option<UnixTime> {
+        self.inner.written_at
     }
 
     /// Returns a keyed fingerprint (HMAC-SHA256) of a secret: equal ones are told without being kept.
@@ -173,17 +192,21 @@ impl Store {
         self.inner.keyring.read().fingerprint(purpose, secret)
     }
 
+    /// Looks whether the store's files are still there and the same, and tells once if not. As long as
+    /// they are not, nothing is written.
+    pub fn watch(&self) {
+        if let Err(trouble) = self.inner.disk.check_there() {
+            self.inner.writer.tell(trouble);
+        }
+    }
+
     /// Returns why the store can't be written now: the last write's error if nothing has been committed
     /// since, or that there is no room.
     pub fn failing(&self) -> Option<String> {
-        let room = || {
-            self.inner
-                .disk
-                .check_room()
-                .err()
-                .map(|trouble| trouble.text())
-        };
-        self.inner.writer.failing().or_else(room)
+        let disk = &self.inner.disk;
+        let trouble = || disk.check_there().and_then(|()| disk.check_room()).err();
+        let now = || trouble().map(|trouble| trouble.text());
+        self.inner.writer.failing().or_else(now)
     }
 
     /// Writes what is queued, empties the log, closes the database and frees the state directory.
@@ -239,7 +262,7 @@ impl Store {
     /// Returns when the writer has taken and finished a piece of work: a sign of life.
     ///
     /// # Errors
-    /// [`StoreError::Closed`], or that the disk does not take writes.
+    /// [`StoreError::Closed`], or that the disk does not take writes, or no longer has what is written to.
     pub async fn alive(&self) -> Result<(), StoreError> {
         self.write(Class::Rest, |_| Ok(())).await
     }

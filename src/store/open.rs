@@ -12,6 +12,7 @@ use rustix::fs::FlockOperation;
 use super::kek::{Kek, sync_parent};
 use super::keyring::{self, Keyring, KeyringError};
 use super::schema;
+use crate::refresh::time::UnixTime;
 
 const DATABASE: &str = "freshd.db";
 const DATABASE_LOG: &str = "freshd.db-wal";
@@ -252,6 +253,7 @@ pub(super) struct Opened {
     pub(super) lock: File,
     pub(super) keyring: Keyring,
     pub(super) writer: Connection,
+    pub(super) written_at: Option<UnixTime>,
 }
 
 /// Opens or makes the store in `options.dir`.
@@ -274,6 +276,7 @@ pub(super) fn open(options: &Options) -> Result<Opened, OpenError> {
             source,
         }),
     };
+    let written_at = written_at(&layout);
     let database = there(&layout.database)? || there(&layout.database_log)?;
     let keyring = match (there(&layout.keyring)?, database) {
         (true, true) => unlock(&layout, &options.kek)?,
@@ -304,6 +307,7 @@ pub(super) fn open(options: &Options) -> Result<Opened, OpenError> {
         lock,
         keyring,
         writer,
+        written_at,
     })
 }
 
@@ -314,6 +318,18 @@ fn moved(marker: PathBuf, made: &str) -> OpenError {
         file: file.into(),
         marker,
     }
+}
+
+/// When the database was last written, by the clock of that time: what its file says before anybody else writes it.
+fn written_at(layout: &Layout) -> Option<UnixTime> {
+    [&layout.database, &layout.database_log]
+        .into_iter()
+        .filter_map(|file| {
+            let file = file.metadata().ok()?;
+            let secs = file.mtime().saturating_mul(1000);
+            Some(UnixTime::from_millis(secs + file.mtime_nsec() / 1_000_000))
+        })
+        .max()
 }
 
 pub(super) fn prepare_dir(dir: &Path) -> Result<(), OpenError> {

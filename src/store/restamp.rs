@@ -8,6 +8,7 @@ use super::session::{Session, Trouble};
 use super::writer::Class;
 use super::{Store, StoreError};
 use crate::refresh::grant::{Grant, GrantId};
+use crate::refresh::policy;
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
 
@@ -56,6 +57,60 @@ impl Store {
         })
         .await
     }
+
+    /// Takes activity from the future as of now, and puts no revocation off for longer than its longest pause.
+    pub async fn restamp_rest(&self, now: UnixTime) -> Result<(), StoreError> {
+        self.write(Class::Rest, move |session| {
+            session.write(
+                "UPDATE revocations SET created_at = min(created_at, ?1), next_at = min(next_at, ?2)
+                 WHERE created_at > ?1 OR next_at > ?2",
+                params![
+                    now.as_millis(),
+                    (now + policy::REFUSED_BACKOFF_CAP).as_millis()
+                ],
+            )?;
+            Ok(())
+        })
+        .await?;
+        let mut after = Some((String::new(), String::new()));
+        while let Some(page) = after {
+            after = self
+                .write(Class::Rest, move |session| {
+                    restamp_activity(session, now, page)
+                })
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// So many users are looked at in one transaction.
+const ACTIVITY_PAGE: usize = 5_000;
+
+/// Returns where the next page begins.
+fn restamp_activity(
+    session: &Session<'_>,
+    now: UnixTime,
+    (namespace, user): (String, String),
+) -> Result<Option<(String, String)>, Trouble> {
+    let page = session.all(
+        "SELECT namespace, user, last_active_at FROM activity WHERE (namespace, user) > (?1, ?2)
+         ORDER BY namespace, user LIMIT ?3",
+        params![namespace, user, ACTIVITY_PAGE as i64],
+        |row| Ok(((row.get(0)?, row.get(1)?), rows::time(row, 2)?)),
+    )?;
+    for ((namespace, user), _) in page.iter().filter(|(_, at)| *at > now) {
+        session.write(
+            "UPDATE activity SET last_active_at = ?3 WHERE namespace = ?1 AND user = ?2",
+            params![namespace, user, now.as_millis()],
+        )?;
+    }
+    let whole = page.len() == ACTIVITY_PAGE;
+    Ok(page
+        .into_iter()
+        .next_back()
+        .filter(|_| whole)
+        .map(|(key, _)| key))
 }
 
 fn put(session: &Session<'_>, old: &Grant, new: &Grant) -> Result<bool, Trouble> {

@@ -236,7 +236,7 @@ fn prepare(
         source,
     };
     let mut conn = schema::connect_writer(prepared, BUSY).map_err(sql)?;
-    let disk = Disk::new(layout.dir.clone());
+    let disk = Disk::new(layout.dir.clone(), &[]).map_err(io)?;
     let change = |conn: &mut Connection| -> Result<Restored, Trouble> {
         conn.execute_batch("DROP TABLE backup; DROP TABLE IF EXISTS final_copy")?;
         conn.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
@@ -268,6 +268,7 @@ fn prepare(
     let restored = change(&mut conn).map_err(|trouble| match trouble {
         Trouble::Sqlite(source) => sql(source),
         Trouble::NoRoom => io(io::ErrorKind::StorageFull.into()),
+        Trouble::Gone(_) => io(io::ErrorKind::NotFound.into()),
     })?;
     conn.close().map_err(|(_, source)| sql(source))?;
     File::open(prepared)

@@ -53,15 +53,27 @@ impl fmt::Debug for RevocationJob {
 }
 
 impl Store {
-    /// Returns up to `limit` revocations whose time has come, the longest waiting first.
+    /// Returns the providers at which a revocation's time has come.
+    pub async fn revocations_due_at(&self, now: UnixTime) -> Result<Vec<String>, StoreError> {
+        self.read(move |session| {
+            let sql = "SELECT DISTINCT provider FROM revocations WHERE next_at <= ?1";
+            session.all(sql, [now.as_millis()], |row| row.get(0))
+        })
+        .await
+    }
+
+    /// Returns up to `limit` of a provider's revocations whose time has come, the longest waiting first.
     ///
     /// One that does not open is set aside and reported; the others go on.
     pub async fn revocations_due(
         &self,
+        provider: &str,
         now: UnixTime,
         limit: usize,
     ) -> Result<Vec<RevocationJob>, StoreError> {
-        let (jobs, broken) = self.read(move |session| due(session, now, limit)).await?;
+        let provider = provider.to_owned();
+        let due = self.read(move |session| due(session, &provider, now, limit));
+        let (jobs, broken) = due.await?;
         if !broken.is_empty() {
             self.write(Class::Rest, move |session| set_aside(session, &broken))
                 .await?;
@@ -163,13 +175,14 @@ struct Waiting {
 
 fn due(
     session: &Session<'_>,
+    provider: &str,
     now: UnixTime,
     limit: usize,
 ) -> Result<(Vec<RevocationJob>, Vec<i64>), Trouble> {
     let waiting = session.all(
         "SELECT id, provider, kind, key_id, token, created_at, tries FROM revocations
-         WHERE next_at <= ?1 ORDER BY next_at, id LIMIT ?2",
-        params![now.as_millis(), limit as i64],
+         WHERE next_at <= ?1 AND provider = ?2 ORDER BY next_at, id LIMIT ?3",
+        params![now.as_millis(), provider, limit as i64],
         waiting,
     )?;
     let (mut jobs, mut broken) = (Vec::new(), Vec::new());

@@ -114,20 +114,23 @@ impl Store {
     }
 
     /// Makes a provider's grants due whose marks an earlier process left: its requests have no outcome, and
-    /// what they brought may be had for a short time only. Returns how many there were.
-    pub async fn make_marked_due(&self, provider: &str) -> Result<usize, StoreError> {
+    /// what they brought may be had for a short time only. Returns which.
+    pub async fn make_marked_due(&self, provider: &str) -> Result<Vec<GrantId>, StoreError> {
         let provider = provider.to_owned();
         self.write(Class::Rest, move |session| {
-            session.write(
+            session.disk.step()?;
+            session.all(
                 "UPDATE grants SET version = version + 1,
                     due_at = (SELECT first_sent_at FROM marks WHERE grant_id = id)
                  WHERE id IN (SELECT grant_id FROM marks) AND provider = ?1
-                    AND (standing = 'active' OR (standing = 'paused' AND reason IN (?2, ?3)))",
+                    AND (standing = 'active' OR (standing = 'paused' AND reason IN (?2, ?3)))
+                 RETURNING id",
                 params![
                     provider,
                     Standing::Paused(PauseReason::Inactive).reason(),
                     Standing::Paused(PauseReason::Unused).reason(),
                 ],
+                |row| Ok(GrantId(row.get(0)?)),
             )
         })
         .await

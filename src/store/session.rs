@@ -1,6 +1,7 @@
 //! What a verb sees while it runs: one transaction, the keys and the disk; and what can go wrong.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, Params};
 
@@ -12,7 +13,7 @@ const ROOM: u64 = 8 * 1024 * 1024;
 
 /// Returns whether `bytes` more leave room on the file system of `dir`. One that can't be asked is told apart by the
 /// write itself.
-pub(super) fn has_room(dir: &std::path::Path, bytes: u64) -> bool {
+pub(super) fn has_room(dir: &Path, bytes: u64) -> bool {
     rustix::fs::statvfs(dir).map_or(true, |stat| {
         stat.f_bavail.saturating_mul(stat.f_frsize) >= bytes.saturating_add(ROOM)
     })
@@ -25,6 +26,8 @@ pub(super) enum Trouble {
     Sqlite(rusqlite::Error),
     /// The file system has no room, or is read-only.
     NoRoom,
+    /// What is open is no longer what lies at its path: this file.
+    Gone(PathBuf),
 }
 
 impl From<rusqlite::Error> for Trouble {
@@ -38,6 +41,7 @@ impl Trouble {
     pub(super) fn store_error(&self) -> StoreError {
         match self {
             Trouble::NoRoom => StoreError::NoSpace,
+            Trouble::Gone(_) => StoreError::Gone,
             Trouble::Sqlite(_) if self.is_the_disks() => StoreError::Unavailable,
             Trouble::Sqlite(_) => StoreError::Damaged,
         }
@@ -67,6 +71,10 @@ impl Trouble {
     pub(super) fn text(&self) -> String {
         match self {
             Trouble::NoRoom => "the file system has no room".into(),
+            Trouble::Gone(file) => format!(
+                "{} was deleted or replaced under the running freshd; stop it and put a copy back (freshctl restore)",
+                file.display()
+            ),
             Trouble::Sqlite(error) => error.to_string(),
         }
     }
@@ -75,16 +83,38 @@ impl Trouble {
 /// The disk beneath the store; test builds can make it fail.
 pub(super) struct Disk {
     dir: PathBuf,
+    /// The files that must stay what they were: each with its device and inode.
+    files: Vec<(PathBuf, u64, u64)>,
     #[cfg(test)]
     pub(super) faults: super::tests::Faults,
 }
 
 impl Disk {
-    pub(super) fn new(dir: PathBuf) -> Disk {
-        Disk {
+    /// `files` are open, and lie in `dir`.
+    pub(super) fn new(dir: PathBuf, files: &[&Path]) -> std::io::Result<Disk> {
+        let identity = |path: &&Path| {
+            let file = path.symlink_metadata()?;
+            Ok((path.to_path_buf(), file.dev(), file.ino()))
+        };
+        Ok(Disk {
             dir,
+            files: files.iter().map(identity).collect::<std::io::Result<_>>()?,
             #[cfg(test)]
             faults: Default::default(),
+        })
+    }
+
+    /// Checks that the files are still there and the same. What is written to one that is not is lost with this
+    /// process, and a second freshd could hold the same grants.
+    pub(super) fn check_there(&self) -> Result<(), Trouble> {
+        let same = |(path, dev, ino): &&(PathBuf, u64, u64)| match path.symlink_metadata() {
+            Ok(file) => (file.dev(), file.ino()) == (*dev, *ino),
+            // Anything else is told apart by the write itself.
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        };
+        match self.files.iter().find(|file| !same(file)) {
+            Some((path, ..)) => Err(Trouble::Gone(path.clone())),
+            None => Ok(()),
         }
     }
 

@@ -6,8 +6,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::FallocateFlags;
@@ -29,6 +29,7 @@ const HEAD_LEN: usize = 4 + 4 + 8 + 8;
 
 /// The open spill file.
 pub(super) struct Spill {
+    path: PathBuf,
     file: File,
     /// Where the next record goes.
     end: Mutex<u64>,
@@ -83,6 +84,7 @@ impl Spill {
             file.sync_all()?;
         }
         Ok(Spill {
+            path: path.into(),
             file,
             end: Mutex::new(0),
         })
@@ -121,6 +123,11 @@ impl Spill {
     }
 
     fn append(&self, keyring: &Keyring, commit: &TokenCommit) -> io::Result<()> {
+        // What is written to a deleted file no start will find.
+        let (ours, there) = (self.file.metadata()?, self.path.symlink_metadata()?);
+        if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let record = Zeroizing::new(serde_json::to_string(&record(commit))?);
         let bound = bound(commit.id.0, commit.presented_generation);
         let (key_id, sealed) = keyring.seal(&bound, &record);

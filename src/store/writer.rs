@@ -112,6 +112,27 @@ struct Shared {
     failing: Mutex<Option<String>>,
 }
 
+impl Shared {
+    /// Keeps and logs whether the store takes writes: one line for each change.
+    fn note(&self, written: &Result<(), Trouble>) {
+        let mut failing = lock(&self.failing);
+        match written {
+            Ok(()) => {
+                if failing.take().is_some() {
+                    tracing::info!("store-writable");
+                }
+            }
+            Err(trouble) => {
+                let text = trouble.text();
+                if failing.is_none() {
+                    tracing::error!(reason = text, "store-unwritable");
+                }
+                *failing = Some(text);
+            }
+        }
+    }
+}
+
 /// The way to the writer thread.
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -186,6 +207,11 @@ impl Writer {
         answer
     }
 
+    /// Says that nothing can be written, as if a write had failed for it.
+    pub(super) fn tell(&self, trouble: Trouble) {
+        self.shared.note(&Err(trouble));
+    }
+
     /// Returns the last write error, if nothing has been committed since.
     pub(super) fn failing(&self) -> Option<String> {
         lock(&self.shared.failing).clone()
@@ -237,7 +263,7 @@ impl Work<'_> {
         while let Some(mut group) = self.next(company) {
             company = group.len() > 1;
             let written = self.write(&mut group, &mut suspect);
-            self.note(&written);
+            self.shared.note(&written);
             let answer = written.map_err(|trouble| trouble.store_error());
             group
                 .into_iter()
@@ -271,6 +297,7 @@ impl Work<'_> {
 
     /// Commits a group as one transaction, each entry inside a savepoint of its own.
     fn write(&self, group: &mut [Box<dyn Entry>], suspect: &mut bool) -> Result<(), Trouble> {
+        self.disk.check_there()?;
         if *suspect {
             // After a failed fsync the kernel may call pages clean that never reached the disk.
             // Nothing is durable again before a checkpoint rewrote and synced the database file.
@@ -279,6 +306,10 @@ impl Work<'_> {
                 return Err(Trouble::Sqlite(busy()));
             }
             *suspect = false;
+        }
+        // A transaction that could not be ended is in the way of the next one.
+        if !self.conn.is_autocommit() {
+            self.roll_back()?;
         }
         let keyring = self.keyring.read();
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
@@ -298,28 +329,14 @@ impl Work<'_> {
             *suspect = written.is_err();
         }
         if written.is_err() && !self.conn.is_autocommit() {
-            self.conn.execute_batch("ROLLBACK")?;
+            self.roll_back()?;
         }
         written
     }
 
-    /// Keeps and logs whether the store takes writes: one line for each change.
-    fn note(&self, written: &Result<(), Trouble>) {
-        let mut failing = lock(&self.shared.failing);
-        match written {
-            Ok(()) => {
-                if failing.take().is_some() {
-                    tracing::info!("store-writable");
-                }
-            }
-            Err(trouble) => {
-                let text = trouble.text();
-                if failing.is_none() {
-                    tracing::error!(reason = text, "store-unwritable");
-                }
-                *failing = Some(text);
-            }
-        }
+    fn roll_back(&self) -> Result<(), Trouble> {
+        self.disk.step()?;
+        Ok(self.conn.execute_batch("ROLLBACK")?)
     }
 }
 

@@ -17,7 +17,7 @@ pub use super::config::{Config, our_uid, write_private};
 use super::{Connection, Reply, eventually, within};
 
 /// What `freshctl` said.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     pub code: Option<i32>,
     pub stdout: String,

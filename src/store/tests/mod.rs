@@ -33,12 +33,20 @@ use crate::refresh::token::{AccessToken, RefreshToken, RefreshTokenEnd, TokenKin
 pub(super) struct Faults {
     /// Steps until the one that fails; never, from zero down.
     left: AtomicI64,
+    /// How many after that one fail too.
+    more: AtomicI64,
     full: AtomicBool,
 }
 
 impl Faults {
     /// Lets the `nth` write or commit from now on fail once.
     pub(super) fn fail_nth(&self, nth: i64) {
+        self.fail_from(nth, 1);
+    }
+
+    /// Lets the `nth` step from now on fail, and those after it, `times` in all.
+    pub(super) fn fail_from(&self, nth: i64, times: i64) {
+        self.more.store(times - 1, Ordering::SeqCst);
         self.left.store(nth, Ordering::SeqCst);
     }
 
@@ -56,14 +64,31 @@ impl Faults {
     }
 
     pub(super) fn step(&self) -> Result<(), Trouble> {
-        if self.left.fetch_sub(1, Ordering::SeqCst) != 1 {
+        let left = self.left.fetch_sub(1, Ordering::SeqCst);
+        if left != 1 && !(left == 0 && self.more.fetch_sub(1, Ordering::SeqCst) > 0) {
             return Ok(());
+        }
+        if self.more.load(Ordering::SeqCst) > 0 {
+            self.left.store(0, Ordering::SeqCst);
         }
         let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_WRITE);
         Err(Trouble::Sqlite(rusqlite::Error::SqliteFailure(
             error,
             Some("injected".into()),
         )))
+    }
+}
+
+/// For tests of what stands on a store.
+impl Store {
+    /// Lets the `nth` write or commit from now on fail once.
+    pub(crate) fn fail_nth_write(&self, nth: i64) {
+        self.inner.disk.faults.fail_nth(nth);
+    }
+
+    /// Returns whether that is still to come.
+    pub(crate) fn write_failure_is_pending(&self) -> bool {
+        self.inner.disk.faults.is_pending()
     }
 }
 
@@ -229,7 +254,10 @@ fn applied(cas: Result<Cas, StoreError>) -> Grant {
 }
 
 async fn waiting_revocations(store: &Store) -> Vec<(String, TokenKind, String)> {
-    let jobs = store.revocations_due(UnixTime::MAX, 100).await.unwrap();
+    let jobs = store
+        .revocations_due("hubspot", UnixTime::MAX, 100)
+        .await
+        .unwrap();
     jobs.into_iter()
         .map(|job| (job.provider, job.kind, job.token.to_string()))
         .collect()

@@ -81,3 +81,44 @@ async fn a_value_that_does_not_open_is_left_for_its_next_reader() {
     let now = store.grant(&key("anna")).await.unwrap().unwrap();
     assert_eq!(now.expires_at(), grant.expires_at());
 }
+
+#[tokio::test]
+async fn activity_and_revocations_from_the_future_count_from_now() {
+    let bench = Bench::new();
+    let store = &bench.store;
+    bench.import("anna").await;
+    bench.import("bert").await;
+    let note = |user: &str, secs| ("default".to_owned(), user.to_owned(), at(secs));
+    let notes = vec![note("anna", 0), note("bert", -9000)];
+    store.note_activity(notes).await.unwrap();
+    assert!(
+        store
+            .delete(&key("anna"), at(0), true)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    bench.import("anna").await;
+    store.note_activity(vec![note("anna", 0)]).await.unwrap();
+    let job = store.revocations_due("hubspot", at(0), 1).await.unwrap()[0].id;
+    store.revocation_later(job, at(60)).await.unwrap();
+
+    let now = at(-7200);
+    store.restamp_rest(now).await.unwrap();
+    let last = async |user: &str| store.last_activity("default", user).await.unwrap();
+    assert_eq!(last("anna").await, Some(now));
+    assert_eq!(last("bert").await, Some(at(-9000)), "that was before");
+    let an_hour = Duration::from_secs(3600);
+    assert!(
+        store
+            .revocations_due("hubspot", now, 1)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let due = store
+        .revocations_due("hubspot", now + an_hour, 1)
+        .await
+        .unwrap();
+    assert_eq!(due[0].created_at, now);
+}

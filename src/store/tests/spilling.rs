@@ -170,3 +170,12 @@ async fn a_full_spill_file_says_so_and_keeps_what_it_has() {
     let bench = bench.reopen().await;
     assert_eq!(bench.store.spilled().await.unwrap().len(), kept);
 }
+
+#[tokio::test]
+async fn a_set_is_not_called_spilled_into_a_file_that_was_deleted() {
+    let bench = Bench::new();
+    let grant = bench.import("anna").await;
+    std::fs::remove_file(bench.dir.path().join("spill")).unwrap();
+    let spilled = bench.store.spill(commit(&grant, "second")).await;
+    assert_eq!(spilled, Err(StoreError::Unavailable));
+}

@@ -421,8 +421,8 @@ async fn marks_that_an_earlier_process_left_are_made_due_unless_an_admin_paused_
     ids.push(bench.import("unmarked").await.id);
     let before = store.grant_by_id(ids[3]).await.unwrap();
 
-    assert_eq!(store.make_marked_due("another").await.unwrap(), 0);
-    assert_eq!(store.make_marked_due("hubspot").await.unwrap(), 2);
+    assert_eq!(store.make_marked_due("another").await.unwrap(), []);
+    assert_eq!(store.make_marked_due("hubspot").await.unwrap().len(), 2);
 
     for (id, due_at) in [(ids[0], at(10)), (ids[1], at(10)), (ids[2], at(5_000))] {
         let grant = store.grant_by_id(id).await.unwrap().unwrap();
@@ -503,7 +503,7 @@ async fn a_deleted_grant_leaves_only_a_nameless_revocation() {
     }
     assert!(!format!("{:?}", dump["revocations"]).contains("anna"));
 
-    let due = store.revocations_due(at(2), 10).await.unwrap();
+    let due = store.revocations_due("hubspot", at(2), 10).await.unwrap();
     assert_eq!(due.len(), 1);
     assert_eq!(
         (due[0].provider.as_str(), due[0].kind),
@@ -514,8 +514,14 @@ async fn a_deleted_grant_leaves_only_a_nameless_revocation() {
     assert!(!format!("{:?}", due[0]).contains("refresh-anna"));
 
     store.revocation_later(due[0].id, at(60)).await.unwrap();
-    assert!(store.revocations_due(at(59), 10).await.unwrap().is_empty());
-    let later = store.revocations_due(at(60), 10).await.unwrap();
+    assert!(
+        store
+            .revocations_due("hubspot", at(59), 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let later = store.revocations_due("hubspot", at(60), 10).await.unwrap();
     assert_eq!(
         (later[0].tries, later[0].token.as_str()),
         (1, "refresh-anna")
@@ -530,12 +536,25 @@ async fn row_numbers_are_never_used_again() {
     let bench = Bench::new();
     let first = bench.import("anna").await.id;
     bench.store.delete(&key("anna"), at(1), true).await.unwrap();
-    let job = bench.store.revocations_due(at(1), 1).await.unwrap()[0].id;
+    let job = bench
+        .store
+        .revocations_due("hubspot", at(1), 1)
+        .await
+        .unwrap()[0]
+        .id;
     bench.store.revocation_done(job).await.unwrap();
     let bench = bench.reopen().await;
     assert!(bench.import("anna").await.id > first);
     bench.store.delete(&key("anna"), at(1), true).await.unwrap();
-    assert!(bench.store.revocations_due(at(1), 1).await.unwrap()[0].id > job);
+    assert!(
+        bench
+            .store
+            .revocations_due("hubspot", at(1), 1)
+            .await
+            .unwrap()[0]
+            .id
+            > job
+    );
 }
 
 #[tokio::test]

@@ -308,7 +308,7 @@ async fn everything(bench: &Bench) -> u32 {
     until_done!(store.set_provider_state("hubspot", ProviderState::default()));
     until_done!(store.delete(&key("anna"), at(5), true));
     let job = store
-        .revocations_due(at(5), 9)
+        .revocations_due("hubspot", at(5), 9)
         .await
         .unwrap()
         .pop()
@@ -430,4 +430,51 @@ async fn nobody_waits_for_a_writer_that_panicked() {
     assert_eq!(answered(fatal).await, Err(StoreError::Closed));
     assert_eq!(answered(waiting).await, Err(StoreError::Closed));
     assert_eq!(bench.store.optimize().await, Err(StoreError::Closed));
+}
+
+#[tokio::test]
+async fn a_transaction_that_could_not_be_rolled_back_is_in_nobodys_way() {
+    let bench = Bench::new();
+    bench.import("anna").await;
+    let before = bench.dump();
+    // The write, and the rollback after it.
+    bench.faults().fail_from(1, 2);
+    let failed = bench.store.import(import("bert")).await;
+    assert!(matches!(failed, Err(StoreError::Unavailable)));
+    assert_eq!(bench.dump(), before);
+
+    bench.import("cleo").await;
+    assert!(bench.store.grant(&key("bert")).await.unwrap().is_none());
+    assert!(bench.store.grant(&key("cleo")).await.unwrap().is_some());
+    assert_eq!(bench.store.failing(), None);
+}
+
+#[tokio::test]
+async fn what_is_deleted_or_replaced_under_a_running_store_takes_nothing_until_it_is_back() {
+    for name in ["freshd.db", "lock"] {
+        let bench = Bench::new();
+        let store = &bench.store;
+        let anna = bench.import("anna").await;
+        applied(store.begin_attempt(anna.id, 1, at(90)).await);
+        let (file, away) = (bench.dir.path().join(name), bench.dir.path().join("away"));
+        std::fs::rename(&file, &away).unwrap();
+        if name == "lock" {
+            std::fs::write(&file, "another").unwrap();
+        }
+
+        assert_eq!(store.alive().await, Err(StoreError::Gone), "{name}");
+        let marked = store.begin_attempt(anna.id, 1, at(91)).await;
+        assert_eq!(marked, Err(StoreError::Gone), "{name}");
+        let imported = store.import(import("bert")).await;
+        assert_eq!(imported.err(), Some(StoreError::Gone), "{name}");
+        let said = store.failing().unwrap();
+        assert!(said.contains(file.to_str().unwrap()), "{said}");
+        let committed = store.commit_tokens(commit(&anna, "second")).await;
+        assert_eq!(committed, Err(StoreError::Gone), "{name}: held meanwhile");
+
+        std::fs::rename(&away, &file).unwrap();
+        bench.import("bert").await;
+        assert_eq!(store.failing(), None, "{name}");
+        applied(store.commit_tokens(commit(&anna, "second")).await);
+    }
 }

@@ -254,11 +254,11 @@ fn applied(cas: Result<Cas, StoreError>) -> Grant {
 }
 
 async fn waiting_revocations(store: &Store) -> Vec<(String, TokenKind, String)> {
-    let jobs = store
-        .revocations_due("hubspot", UnixTime::MAX, 100)
-        .await
-        .unwrap();
-    jobs.into_iter()
-        .map(|job| (job.provider, job.kind, job.token.to_string()))
-        .collect()
+    let mut waiting = Vec::new();
+    for provider in store.revocations_due_at(UnixTime::MAX).await.unwrap() {
+        let jobs = store.revocations_due(&provider, UnixTime::MAX, 100).await;
+        let jobs = jobs.unwrap().into_iter();
+        waiting.extend(jobs.map(|job| (job.provider, job.kind, job.token.to_string())));
+    }
+    waiting
 }

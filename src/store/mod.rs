@@ -6,11 +6,11 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `kek`, `recovery`, `keyring`, `seal` | the key-encryption key, the recovery key, the data keys they wrap, sealed values |
+//! | `kek`, `recovery`, `wrapping`, `keyring`, `seal` | the key-encryption key, the recovery key, the data keys they wrap, sealed values |
 //! | `rotation`, `rekey` | another data key, online; another key-encryption or recovery key, offline |
 //! | `open`, `schema` | what happens at start, in which order; tables and migrations |
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
-//! | `backup`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
+//! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
 //! | `rows` | a grant's row, read and opened |
 //! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
 
@@ -26,6 +26,7 @@ mod history;
 mod kek;
 mod keyring;
 mod maintenance;
+mod nightly;
 mod open;
 mod providers;
 mod reader;
@@ -43,18 +44,20 @@ mod session;
 mod spill;
 #[cfg(test)]
 mod tests;
+mod wrapping;
 mod writer;
 
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 pub use attempts::{Cas, Failure, TokenCommit};
-pub use backup::{BackedUp, BackupError, make_backup_dir, nightly_name};
+pub use backup::{BackedUp, BackupError};
 pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
 pub use history::{By, Entry, Event};
 pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};
+pub use nightly::{make_backup_dir, nightly_name};
 pub use open::{OpenError, Options};
 pub use providers::ProviderState;
 pub use recovery::{NoRecoveryKey, RecoveryKey};

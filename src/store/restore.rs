@@ -18,6 +18,7 @@ use super::grants;
 use super::history::{By, Event};
 use super::kek::{Kek, sync_parent};
 use super::keyring::{self, Keyring};
+use super::nightly;
 use super::open::{Layout, OpenError, prepare_dir, take_lock};
 use super::recovery::RecoveryKey;
 use super::rekey::{self, Proof};
@@ -416,7 +417,7 @@ fn put_in_place(
 
 /// Moves the store's files into a directory of their own, in which they are a whole state directory.
 fn move_aside(layout: &Layout, at: UnixTime) -> io::Result<PathBuf> {
-    let stamp = backup::stamp(at);
+    let stamp = nightly::stamp(at);
     let mut dir = layout.dir.join(format!("replaced-{stamp}"));
     let mut nth = 1;
     while dir.exists() {

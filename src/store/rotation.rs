@@ -29,7 +29,7 @@ use crate::refresh::time::UnixTime;
 
 /// So many rows are sealed anew in one transaction. Outcomes and marks wait for one such group at most: some
 /// milliseconds, as for one more fsync.
-const GROUP: i64 = 64;
+const GROUP: i64 = 32;
 
 /// The data keys of an open store.
 #[derive(Clone, Debug, PartialEq, Eq)]

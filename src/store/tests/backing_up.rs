@@ -6,7 +6,8 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::refresh::grant::PauseReason;
-use crate::store::backup::{APPLICATION_ID, BackupError, nightly_name};
+use crate::store::backup::{APPLICATION_ID, BackupError};
+use crate::store::nightly_name;
 
 fn files(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)

@@ -1,0 +1,107 @@
+//! The nightly copies in a directory: their names, and which go.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::backup::{APPLICATION_ID, BackupError, blocking};
+use super::{Store, schema};
+use crate::refresh::time::UnixTime;
+
+/// Returns the name of a nightly copy. Names sort by age: `freshd-20260131T030000Z.backup`.
+pub fn nightly_name(at: UnixTime) -> String {
+    format!("{NIGHTLY}{}{NIGHTLY_END}", stamp(at))
+}
+
+/// Returns a moment in the form 20260131T030000Z, which sorts by age.
+pub(super) fn stamp(at: UnixTime) -> String {
+    let text = at.rfc3339();
+    let seconds = text.chars().take_while(|c| *c != '.');
+    let digits: String = seconds
+        .filter(|c| c.is_ascii_digit() || *c == 'T')
+        .collect();
+    digits + "Z"
+}
+
+const NIGHTLY: &str = "freshd-";
+const NIGHTLY_END: &str = ".backup";
+
+fn is_nightly_name(name: &str) -> bool {
+    let stamp = name
+        .strip_prefix(NIGHTLY)
+        .and_then(|name| name.strip_suffix(NIGHTLY_END));
+    stamp.is_some_and(|stamp| {
+        stamp.len() == "20260131T030000Z".len()
+            && stamp.char_indices().all(|(at, c)| match at {
+                8 => c == 'T',
+                15 => c == 'Z',
+                _ => c.is_ascii_digit(),
+            })
+    })
+}
+
+impl Store {
+    /// Removes the oldest nightly copies in `dir` beyond the newest `keep`; returns their number.
+    ///
+    /// Only a regular file with a name of [`nightly_name`] that is a copy of this very store is one.
+    ///
+    /// # Errors
+    /// The directory can't be read, or a file not be removed.
+    pub async fn remove_old_backups(&self, dir: &Path, keep: usize) -> Result<usize, BackupError> {
+        let (inner, dir) = (Arc::clone(&self.inner), dir.to_owned());
+        blocking(move || {
+            let mut copies =
+                nightly_copies(&dir, inner.keyring.read().store_id()).map_err(|source| {
+                    BackupError::Io {
+                        path: dir,
+                        done: "read",
+                        source,
+                    }
+                })?;
+            let old = copies.len().saturating_sub(keep);
+            copies.sort();
+            for path in copies.drain(..old) {
+                std::fs::remove_file(&path).map_err(|source| BackupError::Io {
+                    path,
+                    done: "removed",
+                    source,
+                })?;
+            }
+            Ok(old)
+        })
+        .await
+    }
+}
+
+fn nightly_copies(dir: &Path, store_id: &[u8]) -> io::Result<Vec<PathBuf>> {
+    let mut copies = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let named = entry.file_name().to_str().is_some_and(is_nightly_name);
+        if !named || !entry.file_type()?.is_file() {
+            continue;
+        }
+        let ours = schema::identify(&entry.path()).is_ok_and(|identity| {
+            identity.application_id == APPLICATION_ID
+                && identity.store_id.as_deref() == Some(store_id)
+        });
+        if ours {
+            copies.push(entry.path());
+        }
+    }
+    Ok(copies)
+}
+
+/// Makes a directory of mode 0700 for copies, if it is not there.
+///
+/// # Errors
+/// It can't be made.
+pub fn make_backup_dir(dir: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)?;
+    File::open(dir).map(drop)
+}

@@ -253,10 +253,11 @@ fn applied(cas: Result<Cas, StoreError>) -> Grant {
 }
 
 async fn waiting_revocations(store: &Store) -> Vec<(String, TokenKind, String)> {
-    let jobs = store
-        .revocations_due("hubspot", UnixTime::MAX, 100)
-        .await
-        .unwrap();
+    let mut jobs = Vec::new();
+    for provider in store.revocations_due_at(UnixTime::MAX).await.unwrap() {
+        let due = store.revocations_due(&provider, UnixTime::MAX, 100).await;
+        jobs.extend(due.unwrap());
+    }
     jobs.into_iter()
         .map(|job| (job.provider, job.kind, job.token.to_string()))
         .collect()

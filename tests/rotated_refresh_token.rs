@@ -282,17 +282,17 @@ async fn a_replay_that_a_grace_allows_goes_before_grants_that_fell_due_while_fre
     let mut freshd = Freshd::start(Config::new().provider("acme", &server, class)).await;
     for number in 0..5 {
         let user = format!("user-{number}");
-        let body = rotating.issue(&user).import_aged(300, 900);
+        let body = rotating.issue(&user).import_aged(10, 90);
         freshd.import(&user, "acme", &body).await;
     }
     let anna = rotating.issue("anna");
     freshd
-        .import("anna", "acme", &anna.import_aged(3599, 1))
+        .import("anna", "acme", &anna.import_aged(3400, 200))
         .await;
     let first = server.nth_refresh(1).await;
     assert_eq!(first.refresh_token(), anna.refresh_token);
     freshd.kill().await;
-    // Their tokens still live, anna's does not: they would go first.
+    // Their tokens end before anna's: they would go first.
     let all = "UPDATE grants SET due_at = 0 WHERE user <> 'anna'";
     assert_eq!(support::store::change(&freshd.config, all), 5);
     gate.open();

@@ -531,46 +531,5 @@ fn token(readable: &Readable, shared: &Shared) -> Ended {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::daemon::steps::tests::{Bench, served};
-    use std::collections::BTreeMap;
-
-    #[tokio::test]
-    async fn a_grant_whose_provider_is_gone_for_a_moment_is_asked_for_again() {
-        let bench = Bench::start("").await;
-        bench.import("ann", serde_json::json!({})).await;
-        let (shared, id) = (bench.shared().clone(), bench.grant("ann").await.id);
-        shared.providers.configure(BTreeMap::new()).await;
-        let wanted = Wanted {
-            id,
-            cause: Cause::Due,
-            seen: None,
-        };
-        let (written, _) = run(shared, "acme".into(), wanted).await;
-        assert!(written.due.is_some_and(|due| due.id == id));
-    }
-
-    #[tokio::test]
-    async fn a_set_that_was_held_across_a_reload_is_due_by_the_new_margin() {
-        let bench = Bench::start("").await;
-        let shared = bench.shared().clone();
-        let store = shared.store.clone();
-        bench.server.answer_with(move |_| {
-            store.fail_nth_write(1);
-            served(3600)
-        });
-        bench
-            .import("ann", serde_json::json!({"expires_in": 0}))
-            .await;
-        let held = async || (shared.held.len() == 1).then_some(());
-        bench.until("the set to be held", held).await;
-        bench.reload("\"1m\"", "\"10m\"").await;
-        let follows = async || {
-            let grant = bench.grant("ann").await;
-            let lead = grant.expires_at()?.since(grant.due_at?).as_secs();
-            (grant.generation == 2 && (600..=661).contains(&lead)).then_some(())
-        };
-        bench.until("the due time to follow", follows).await;
-    }
-}
+#[path = "attempt_tests.rs"]
+mod tests;

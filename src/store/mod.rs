@@ -136,7 +136,12 @@ impl Store {
             source,
         };
         let readers = (0..reader::READERS)
-            .map(|_| schema::connect_reader(database, options.busy_timeout))
+            .map(|_| {
+                let reader = schema::connect_reader(database, options.busy_timeout)?;
+                // Opens its files now: it reads on if they are deleted later.
+                reader.query_row("SELECT 1 FROM store", [], |_| Ok(()))?;
+                Ok(reader)
+            })
             .collect::<rusqlite::Result<Vec<_>>>()
             .map_err(sql)?;
         let checkpoints = schema::connect_writer(database, options.busy_timeout).map_err(sql)?;

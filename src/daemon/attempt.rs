@@ -399,6 +399,7 @@ impl Attempt {
             grant,
         });
         shared.cache.replace(readable.clone());
+        shared.live.refreshed(&readable.grant);
         (written(&readable.grant), token(&readable, shared))
     }
 

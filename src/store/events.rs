@@ -98,6 +98,8 @@ pub struct EventPage {
     pub events: Vec<KeptEvent>,
     /// The position after them.
     pub end: u64,
+    /// Whether there may be more.
+    pub more: bool,
 }
 
 impl Store {
@@ -119,6 +121,7 @@ impl Store {
             complete: page.complete,
             events: page.rows.into_iter().map(|(_, event)| event).collect(),
             end: page.end,
+            more: page.more,
         })
     }
 
@@ -270,6 +273,7 @@ struct Rows {
     complete: bool,
     rows: Vec<(GrantId, KeptEvent)>,
     end: u64,
+    more: bool,
 }
 
 fn page(session: &Session<'_>, after: u64, limit: usize) -> Result<Rows, Trouble> {
@@ -286,6 +290,7 @@ fn page(session: &Session<'_>, after: u64, limit: usize) -> Result<Rows, Trouble
     })?;
     Ok(Rows {
         complete,
+        more: rows.len() == limit,
         end: rows.last().map_or(from, |(id, _)| *id),
         // A kind that nobody wrote is left out.
         rows: rows.into_iter().filter_map(|(_, event)| event).collect(),

@@ -436,9 +436,11 @@ mod tests {
         )
         .unwrap();
         let row: (i64, i64) = conn
-            .query_row("SELECT id, events_after FROM events, store", [], |r| {
-                Ok((r.get(0)?, r.get(1)?))
-            })
+            .query_row(
+                "SELECT events.id, events_after FROM events, store",
+                [],
+                |r| Ok((r.get(0)?, r.get(1)?)),
+            )
             .unwrap();
         assert_eq!(row, (1, 0), "none before it is missing");
         assert_eq!(identity(&conn).unwrap().store_id, Some(vec![7]));

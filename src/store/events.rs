@@ -127,7 +127,7 @@ impl Store {
 
     /// Returns the number of the last event, 0 before the first.
     pub async fn last_event(&self) -> Result<u64, StoreError> {
-        self.read(|session| last(session)).await
+        self.read(last).await
     }
 
     /// Returns what changes whenever events have been committed.

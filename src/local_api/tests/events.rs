@@ -39,6 +39,13 @@ async fn open(site: &Site, headers: &str) -> (Client, mpsc::UnboundedSender<Even
 impl Client {
     /// Reads until `text` has come, and returns all that came before it.
     async fn until(&mut self, text: &str) -> String {
+        let found = tokio::time::timeout(Duration::from_secs(20), self.find(text));
+        found
+            .await
+            .unwrap_or_else(|_| panic!("no {text:?} in time"))
+    }
+
+    async fn find(&mut self, text: &str) -> String {
         loop {
             let so_far = String::from_utf8_lossy(&self.rest).into_owned();
             if let Some(at) = so_far.find(text) {

@@ -4,46 +4,20 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-
 use support::daemon::Config;
-use support::{Freshd, Rotating, ScriptedServer, eventually, unix_now};
+use support::{Freshd, Rotating, ScriptedServer, eventually, fake_clock, unix_now};
 
 const EIGHT_HOURS: i64 = 8 * 3600;
 
-/// Where Debian puts the library for programs with threads.
-fn libfaketime() -> Option<PathBuf> {
-    let machine = format!("/usr/lib/{}-linux-gnu/faketime", std::env::consts::ARCH);
-    [machine.as_str(), "/usr/lib/faketime", "/usr/lib64/faketime"]
-        .into_iter()
-        .map(|directory| Path::new(directory).join("libfaketimeMT.so.1"))
-        .find(|library| library.exists())
-}
-
-/// Sets the daemon's clock to so many seconds from the system's.
-fn set_clock(file: &Path, seconds: i64) {
-    let new = file.with_extension("new");
-    std::fs::write(&new, format!("{seconds:+}\n")).expect("the directory is ours");
-    std::fs::rename(new, file).expect("the directory is ours");
-}
-
 #[tokio::test]
 async fn a_clock_set_forward_and_back_by_8_hours_is_a_catch_up_and_no_storm() {
-    let Some(library) = libfaketime() else {
-        eprintln!("SKIPPED: there is no libfaketime; as root: apt-get install libfaketime");
+    let Some(library) = fake_clock::libfaketime() else {
         return;
     };
     let rotating = Rotating::new(3600);
     let server = ScriptedServer::start(rotating.script()).await;
     let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
-    let offset = config.path().join("clock");
-    set_clock(&offset, 0);
-    let config = config
-        .environment("LD_PRELOAD", library.to_str().unwrap())
-        .environment("FAKETIME_TIMESTAMP_FILE", offset.to_str().unwrap())
-        .environment("FAKETIME_NO_CACHE", "1")
-        .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        .environment("NO_FAKE_STAT", "1");
+    let config = fake_clock::take(config, &library);
     let freshd = Freshd::start(config).await;
     let users: Vec<String> = (0..10).map(|number| format!("user-{number}")).collect();
     for user in &users {
@@ -55,14 +29,14 @@ async fn a_clock_set_forward_and_back_by_8_hours_is_a_catch_up_and_no_storm() {
     assert_eq!(server.refreshes().len(), 0);
 
     // Everything is overdue at once: each is refreshed, once.
-    set_clock(&offset, EIGHT_HOURS);
+    fake_clock::set(&freshd.config, EIGHT_HOURS);
     for user in &users {
         freshd.wait_for_generation(user, "acme", 2).await;
     }
     freshd.wait_for_log("clock-stepped").await;
 
     // Tokens from the future count from now; nothing is asked for again.
-    set_clock(&offset, 0);
+    fake_clock::set(&freshd.config, 0);
     eventually("the grants to be restamped", || async {
         let mut ends = Vec::new();
         for user in &users {

@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use serde_json::json;
 use support::canary::{Canary, found_below, found_in};
 use support::daemon::{Config, freshctl, grant_path};
-use support::{Answer, Connection, Freshd, Reply, Rotating, ScriptedServer, eventually};
+use support::{Answer, Connection, Freshd, Listener, Reply, Rotating, ScriptedServer, eventually};
 
 /// Special characters, so that each escaping shows; all of them allowed in a token (RFC 6749 §A.12).
 const MARK: &str = "canary\"\\/+%:&=~ ";
@@ -123,6 +123,8 @@ async fn look_everywhere(freshd: &Freshd, seen: &mut Seen) {
         &["show", "anna", "--json"],
         &["providers"],
         &["providers", "--json"],
+        &["events"],
+        &["events", "--json"],
         &["check-config"],
     ] {
         seen.freshctl(freshd, args, "").await;
@@ -145,6 +147,8 @@ async fn a_grants_whole_life_leaves_no_secret_anywhere() {
         Canary::new("a token's beginning", MARK),
     ];
 
+    // One that listens all the while, and may see everything.
+    let mut listener = Listener::now(&freshd.config.admin_socket()).await;
     let grant = grant_path("anna", "acme");
     seen.reply(
         "import",
@@ -178,6 +182,12 @@ async fn a_grants_whole_life_leaves_no_secret_anywhere() {
         .wait_for_state("anna", "acme", "needs-authorization")
         .await;
     look_everywhere(&freshd, &mut seen).await;
+    while listener.next().await.expect("it goes on").event != "needs-authorization" {}
+    for event in ["connected", "refreshed", "revoked", "needs-authorization"] {
+        let line = format!("event: {event}\n");
+        assert!(listener.raw.contains(&line), "{event}: {}", listener.raw);
+    }
+    seen.0.push(("the events".to_owned(), listener.raw.clone()));
 
     assert_nothing_leaked(&mut freshd, &seen, &canaries).await;
 }

@@ -68,6 +68,8 @@ pub enum Command {
         #[command(flatten)]
         grant: Grant,
     },
+    /// Tells what has happened to grants: what connected, paused, died, recovered, was deleted
+    Events(Events),
     /// Prints an access token, and nothing else, to standard output
     Token(Token),
     /// Imports a grant (JSON on standard input), or many from a file
@@ -153,6 +155,19 @@ pub struct Grants {
     /// At most this many (default: all)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
+}
+
+/// `events`.
+#[derive(Args, Debug)]
+pub struct Events {
+    /// Tells what happens from now on, refreshes included, instead of what has happened lately
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only this user's
+    #[arg(long, value_parser = user)]
+    pub user: Option<String>,
+    #[arg(long, help = PROVIDER, value_parser = name)]
+    pub provider: Option<String>,
 }
 
 /// A grant's state.

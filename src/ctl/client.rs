@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONTENT_TYPE, DATE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
@@ -41,6 +41,7 @@ pub struct Call {
     path: String,
     namespace: Option<String>,
     body: Bytes,
+    last_event: Option<u64>,
     deadline: Duration,
 }
 
@@ -52,6 +53,7 @@ impl Call {
             path: path.into(),
             namespace: None,
             body: Bytes::new(),
+            last_event: None,
             deadline: DEADLINE,
         }
     }
@@ -77,6 +79,12 @@ impl Call {
     /// Names a namespace; wins over the client's.
     pub fn namespace(mut self, namespace: Option<&str>) -> Self {
         self.namespace = namespace.map(str::to_owned);
+        self
+    }
+
+    /// Asks for the events after the one numbered `id`.
+    pub fn resuming_after(mut self, id: u64) -> Self {
+        self.last_event = Some(id);
         self
     }
 
@@ -172,6 +180,29 @@ impl Client {
         }
     }
 
+    /// Sends a request whose answer goes on, and returns its body as it comes.
+    ///
+    /// # Errors
+    /// Everything but a 2xx answer that begins within the request's deadline.
+    pub async fn stream(&self, call: &Call) -> Result<Incoming, CallError> {
+        let begun = async {
+            let mut connection = self.connect().await?;
+            let response = connection.send_request(self.request(call)?).await;
+            let response = response.map_err(|_| self.lost())?;
+            if response.status().is_success() {
+                return Ok(response.into_body());
+            }
+            match self.read(connection, response).await {
+                Err(refused) => Err(refused),
+                Ok(_) => Err(self.lost()),
+            }
+        };
+        match tokio::time::timeout(call.deadline, begun).await {
+            Ok(begun) => begun,
+            Err(_) => Err(CallError::TimedOut(call.deadline)),
+        }
+    }
+
     /// Returns the namespace that goes with requests which name no other.
     pub fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()
@@ -217,7 +248,8 @@ impl Client {
         }
     }
 
-    fn lost(&self) -> CallError {
+    /// Returns that the connection ended.
+    pub fn lost(&self) -> CallError {
         CallError::Lost(self.socket.clone())
     }
 
@@ -252,6 +284,9 @@ impl Client {
         if !call.body.is_empty() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
+        if let Some(id) = call.last_event {
+            headers.insert("last-event-id", HeaderValue::from(id));
+        }
         if let Some(namespace) = call.namespace.as_ref().or(self.namespace.as_ref()) {
             let value =
                 HeaderValue::from_bytes(namespace.as_bytes()).map_err(|_| CallError::Namespace)?;
@@ -263,7 +298,7 @@ impl Client {
     async fn read(
         &self,
         connection: SendRequest<Full<Bytes>>,
-        response: Response<hyper::body::Incoming>,
+        response: Response<Incoming>,
     ) -> Result<Answer, CallError> {
         let (parts, body) = response.into_parts();
         let body = match Limited::new(body, BODY_LIMIT).collect().await {

@@ -11,6 +11,7 @@
 //! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
 //! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
+//! | `events` | what happened to grants, and happens |
 //! | `backup` | a copy of the store |
 //! | `keys` | the data key, the key-encryption key, the recovery key |
 //! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
@@ -25,6 +26,7 @@ mod cause;
 mod client;
 mod console;
 mod control;
+mod events;
 mod failure;
 mod grants;
 mod import;
@@ -176,6 +178,7 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
         Command::Grants(args) => grants::list(session, &args).await,
         Command::Show { user, provider } => grants::show(session, &user, provider.as_deref()).await,
         Command::Why { grant } => why::why(session, &grant.user, &grant.provider).await,
+        Command::Events(args) => events::events(session, &args).await,
         Command::Token(args) => token::token(session, &args).await,
         Command::Refresh { grant, generation } => token::refresh(session, &grant, generation).await,
         Command::Import(args) => match &args.jsonl {

@@ -189,8 +189,9 @@ impl Attempt {
 
     /// Tells that a refresh token ends soon, and notes that it was told.
     async fn warn(&self, grant: Grant, expires_at: UnixTime) -> Result<Grant, StoreError> {
-        let warned = self.shared.store.note_warned(grant.id, grant.generation);
-        let Some(warned) = applied(warned.await?) else {
+        let (store, now) = (&self.shared.store, self.shared.clock.now());
+        let warned = store.warn_of_end(grant.id, grant.generation, now).await?;
+        let Some(warned) = applied(warned) else {
             return Ok(grant); // the token set has just been replaced
         };
         tracing::warn!(
@@ -398,6 +399,7 @@ impl Attempt {
             grant,
         });
         shared.cache.replace(readable.clone());
+        shared.live.refreshed(&readable.grant);
         (written(&readable.grant), token(&readable, shared))
     }
 

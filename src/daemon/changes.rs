@@ -4,7 +4,7 @@ use super::shared::{Shared, lock};
 use super::view;
 use crate::local_api::problem;
 use crate::local_api::types::{ImportAnswer, Problem};
-use crate::refresh::grant::{GrantKey, Standing};
+use crate::refresh::grant::{GrantKey, PauseReason, Standing};
 use crate::store::{By, Import, Imported, StoreError};
 
 /// What a route is told when the store can't do its part.
@@ -29,6 +29,16 @@ pub(super) async fn detached<T: Send + 'static>(
 pub(super) async fn import(shared: &Shared, import: Import) -> Result<ImportAnswer, Problem> {
     let key = import.key.clone();
     let _slot = shared.slots.acquire(&key).await;
+    let mends = match import.replace {
+        true => shared.store.grant(&key).await.map_err(store_problem)?,
+        false => None,
+    }
+    .is_some_and(|grant| {
+        matches!(
+            grant.standing,
+            Standing::NeedsAuthorization(_) | Standing::Paused(PauseReason::Quarantined)
+        )
+    });
     let imported = shared.store.import(import).await;
     let (result, grant) = match imported.map_err(store_problem)? {
         Imported::Created(grant) => ("created", grant),
@@ -43,6 +53,12 @@ pub(super) async fn import(shared: &Shared, import: Import) -> Result<ImportAnsw
             namespace = %key.namespace, generation = grant.generation, held = grant.standing != Standing::Active,
             result, "imported"
         );
+        if mends && grant.standing == Standing::Active {
+            tracing::info!(
+                user = %shared.names.user(&key), provider = %key.provider,
+                generation = grant.generation, "recovered"
+            );
+        }
     }
     Ok(ImportAnswer {
         result: result.to_owned(),

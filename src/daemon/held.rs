@@ -131,6 +131,7 @@ async fn finish(shared: &Shared, grant: Option<Grant>, committed: Cas) {
     };
     if let Cas::Applied(stored) = &committed {
         shared.wrote(stored);
+        shared.live.refreshed(stored);
         tracing::info!(
             user = %shared.names.user(&stored.key), provider = %stored.key.provider,
             generation = stored.generation, "recovered"

@@ -7,7 +7,7 @@ use super::changes::{self, detached, store_problem};
 use super::import;
 use super::shared::{Shared, lock, token_of};
 use super::view;
-use crate::local_api::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
+use crate::local_api::keeper::{EventStream, Keeper, ListRequest, Target, Token, TokenRequest};
 use crate::local_api::problem;
 use crate::local_api::types::{
     BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
@@ -278,6 +278,10 @@ impl Keeper for Daemon {
     async fn providers(&self) -> Result<ProviderList, Problem> {
         let providers = view::providers(&self.0).await.map_err(store_problem)?;
         Ok(ProviderList { providers })
+    }
+
+    async fn events(&self, after: Option<u64>) -> Result<EventStream, Problem> {
+        self.follow(after).await
     }
 
     async fn backup(&self, request: BackupRequest) -> Result<BackupAnswer, Problem> {

@@ -24,6 +24,9 @@ const KEEP_ACTIVITY: Duration = Duration::from_secs(400 * 86_400);
 /// A grant's story goes back this far: longer than it takes until somebody asks what happened.
 const KEEP_HISTORY: Duration = Duration::from_secs(90 * 86_400);
 
+/// Events go back this far: who was away for longer reads the state anew.
+const KEEP_EVENTS: Duration = Duration::from_secs(7 * 86_400);
+
 #[derive(Clone, Debug)]
 enum Work {
     Backup(config::Backup),
@@ -106,11 +109,13 @@ async fn run(shared: &Shared, work: &Work, give_up_after: Duration) {
         },
         Work::Optimize => shared.store.optimize().await,
         Work::Purge => {
-            let purged =
-                shared
-                    .store
-                    .purge(now - KEEP_ACTIVITY, now - give_up_after, now - KEEP_HISTORY);
-            purged.await.map(|_| ())
+            let store = &shared.store;
+            let (activity, history) = (now - KEEP_ACTIVITY, now - KEEP_HISTORY);
+            let purged = store.purge(activity, now - give_up_after, history).await;
+            match purged {
+                Ok(_) => store.purge_events(now - KEEP_EVENTS).await.map(drop),
+                Err(error) => Err(error),
+            }
         }
     };
     match done {

@@ -10,6 +10,7 @@ mod cache;
 mod changes;
 pub mod clock;
 mod driver;
+mod events;
 mod held;
 mod import;
 mod keeper;
@@ -148,6 +149,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         cache: Cache::new(config.daemon.cache_bytes),
         names: log::Names::new(config.daemon.log_users, store.clone()),
         driver: driver.clone(),
+        live: Default::default(),
         held: Default::default(),
         deleting: Mutex::default(),
         upkeep: Default::default(),

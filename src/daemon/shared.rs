@@ -12,6 +12,7 @@ use super::activity::Activity;
 use super::cache::Cache;
 use super::clock::Clock;
 use super::driver::{Event, Waiter};
+use super::events::Live;
 use super::held::Held;
 use super::log::Names;
 use super::moving::Moving;
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     pub(super) names: Names,
     pub(super) driver: UnboundedSender<Event>,
     pub(super) held: Held,
+    pub(super) live: Live,
     /// Grants whose deletion has been asked for: unreadable at once.
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
     /// Whoever works through the whole store: one at a time.

@@ -4,10 +4,13 @@
 //! the line between them, on this side of it because imports point inward.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::Stream;
+
 use super::types::{
-    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
+    BackupAnswer, BackupRequest, Changed, EventView, GrantList, GrantView, History, ImportAnswer,
     ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
@@ -79,6 +82,24 @@ pub struct ListRequest {
     pub limit: usize,
 }
 
+/// What a stream of events brings at once.
+#[derive(Clone, Debug, Default)]
+pub struct Events {
+    /// Whether events before these are missing for good.
+    pub missing: bool,
+    /// The position before them.
+    pub from: u64,
+    /// In the order in which they happened.
+    pub events: Vec<EventView>,
+    /// The position after them: the number of the last kept event that was looked at.
+    pub position: u64,
+    /// Whether these are all that is kept.
+    pub caught_up: bool,
+}
+
+/// Events as they come. The first item comes at once; the stream ends where the store can't be read any more.
+pub type EventStream = Pin<Box<dyn Stream<Item = Events> + Send>>;
+
 /// The daemon, as the routes see it. Every error is a ready [`Problem`].
 ///
 /// The callers were authorized by the routes; nothing here checks a peer again.
@@ -136,6 +157,11 @@ pub trait Keeper: Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Result<Status, Problem>> + Send;
     /// The providers.
     fn providers(&self) -> impl Future<Output = Result<ProviderList, Problem>> + Send;
+    /// Follows what happens to all grants, from after the event numbered `after`, or from now on.
+    fn events(
+        &self,
+        after: Option<u64>,
+    ) -> impl Future<Output = Result<EventStream, Problem>> + Send;
     /// Copies the store to a new file; a final copy ends this store's refreshing for good.
     fn backup(
         &self,

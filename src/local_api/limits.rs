@@ -17,6 +17,10 @@ pub struct Limits {
     pub connections: usize,
     /// How many of them may belong to peers that no rule admits: who gets nothing must not keep others out.
     pub strangers: usize,
+    /// Event streams at once.
+    pub streams: usize,
+    /// How many of them may be one app's.
+    pub streams_per_app: usize,
     /// Bytes of a request's head, 8 KiB at least.
     pub head_bytes: usize,
     /// Bytes of a request's body.
@@ -31,6 +35,8 @@ pub struct Limits {
     pub write_stall: Duration,
     /// From a request's head to its answer: the longest `wait`, the body, and as much again for the store.
     pub request: Duration,
+    /// After this long without an event a stream shows that it lives.
+    pub heartbeat: Duration,
 }
 
 impl Default for Limits {
@@ -38,6 +44,9 @@ impl Default for Limits {
         Limits {
             connections: 1024,
             strangers: 32,
+            // A quarter of the connections: the others are for those who ask.
+            streams: 256,
+            streams_per_app: 16,
             head_bytes: 16 * 1024,
             body_bytes: 256 * 1024,
             head_read: Duration::from_secs(10),
@@ -47,6 +56,7 @@ impl Default for Limits {
             idle: Duration::from_secs(120),
             write_stall: Duration::from_secs(30),
             request: Duration::from_secs(90),
+            heartbeat: Duration::from_secs(15),
         }
     }
 }

@@ -11,8 +11,10 @@
 //! | [`server`] | connections, limits and deadlines; the token route's short way |
 //! | `request` | paths, queries and bodies, read strictly |
 //! | `routes` | all other routes |
+//! | `events` | the stream of events |
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
 
+mod events;
 pub mod keeper;
 pub mod limits;
 pub mod listen;

@@ -257,6 +257,18 @@ pub fn deadline_exceeded(limit: Duration) -> Problem {
     .retry(Duration::from_secs(1))
 }
 
+/// 429: `who` has all the event streams it gets.
+pub fn too_many_streams(who: &str, limit: usize) -> Problem {
+    let detail = format!("{who} has {limit} event streams, its limit; end one, or share one");
+    problem(
+        "too-many-streams",
+        StatusCode::TOO_MANY_REQUESTS,
+        "Too many event streams",
+        detail,
+    )
+    .retry(Duration::from_secs(1))
+}
+
 /// 503: the socket has all the connections it takes.
 pub fn too_many_connections(limit: usize) -> Problem {
     let detail = format!("this socket has {limit} connections, its limit; close idle ones");
@@ -360,6 +372,7 @@ mod tests {
             ),
             (grant_exists(&key, 3), "grant-exists", 409),
             (too_large(1), "too-large", 413),
+            (too_many_streams("x", 1), "too-many-streams", 429),
             (internal(), "internal", 500),
             (refresh_failed("connect", second), "refresh-failed", 503),
             (

@@ -10,6 +10,7 @@ use axum::{Json, Router};
 use hyper::{Method, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
+use super::events;
 use super::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
 use super::limits::Limits;
 use super::problem;
@@ -46,7 +47,7 @@ impl Call {
         self.namespace.as_deref().unwrap_or(&self.rule.namespace)
     }
 
-    fn may(&self, verb: Verb) -> Result<(), Problem> {
+    pub(super) fn may(&self, verb: Verb) -> Result<(), Problem> {
         if self.rule.may(verb) {
             return Ok(());
         }
@@ -137,6 +138,7 @@ pub(super) fn router<K: Keeper>(kind: &SocketKind, api: Api<K>) -> Router {
         .route("/healthz", get(healthz::<K>))
         .route("/v1/users/{user}", get(user::<K>).delete(delete_user::<K>))
         .route("/v1/users/{user}/activity", post(activity::<K>))
+        .route("/v1/events", get(events::events::<K>))
         .route(
             "/v1/users/{user}/grants/{provider}",
             get(grant::<K>).put(import::<K>).delete(delete::<K>),

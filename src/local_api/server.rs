@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use super::events::{Circumstances, Streams};
 use super::keeper::Keeper;
 use super::limits::{Deadlines, Limits, Progress};
 use super::peer::{Peer, PeerError};
@@ -119,6 +120,7 @@ pub async fn serve_with<K: Keeper>(
         });
     }
     drop(listener);
+    server.streams.stop();
     graceful.shutdown().await;
     Ok(())
 }
@@ -143,6 +145,7 @@ struct Server<K> {
     rules: SharedRules,
     router: Router,
     limits: Arc<Limits>,
+    streams: Arc<Streams>,
     refused: Mutex<Refused>,
 }
 
@@ -169,6 +172,7 @@ impl<K: Keeper> Server<K> {
             keeper,
             rules,
             router,
+            streams: Arc::new(Streams::new(Arc::clone(&limits))),
             limits,
             refused,
         }
@@ -186,6 +190,7 @@ impl<K: Keeper> Server<K> {
         let caller = Arc::new(Caller {
             server: Arc::clone(self),
             peer,
+            progress: Arc::clone(&progress),
             matched: Mutex::new(None),
         });
         let service = hyper::service::service_fn(move |request| {
@@ -247,6 +252,7 @@ impl<K: Keeper> Server<K> {
 struct Caller<K> {
     server: Arc<Server<K>>,
     peer: Result<Peer, PeerError>,
+    progress: Arc<Progress>,
     matched: Mutex<Option<Matched>>,
 }
 
@@ -256,7 +262,7 @@ struct Matched {
 }
 
 impl<K: Keeper> Caller<K> {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answer {
         let limit = self.server.limits.request;
         let mut answer = match tokio::time::timeout(limit, self.route(request)).await {
             Ok(answer) => answer.unwrap_or_else(refusal),
@@ -268,7 +274,7 @@ impl<K: Keeper> Caller<K> {
         answer
     }
 
-    async fn route(&self, mut request: Request<Incoming>) -> Result<Answer, Problem> {
+    async fn route(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Answer, Problem> {
         for header in [ORIGIN, REFERER] {
             if request.headers().contains_key(&header) {
                 let detail = format!(
@@ -289,6 +295,10 @@ impl<K: Keeper> Caller<K> {
             if routes::is_token_path(path) {
                 return self.token(&call, &request).await;
             }
+            if path == "/v1/events" {
+                let circumstances = self.circumstances();
+                request.extensions_mut().insert(circumstances);
+            }
             request.extensions_mut().insert(call);
         }
         let request = request.map(Body::new);
@@ -296,6 +306,16 @@ impl<K: Keeper> Caller<K> {
         Ok(answer
             .unwrap_or_else(|never: Infallible| match never {})
             .map(Either::Right))
+    }
+
+    fn circumstances(self: &Arc<Self>) -> Circumstances {
+        let caller = Arc::clone(self);
+        Circumstances {
+            admission: Arc::new(move || caller.rule()),
+            admin: self.server.kind == SocketKind::Admin,
+            progress: Arc::clone(&self.progress),
+            streams: Arc::clone(&self.server.streams),
+        }
     }
 
     async fn token(&self, call: &Call, request: &Request<Incoming>) -> Result<Answer, Problem> {

@@ -160,6 +160,36 @@ pub struct HistoryEntry {
     pub received: Option<String>,
 }
 
+/// What happened to a grant, as it is told to whoever listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Its number, to resume after it; absent of what is told live only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// `connected`, `needs-authorization`, `recovered`, `paused`, `resumed`, `revoked`, `refresh-token-expiring` or `refreshed`.
+    pub event: String,
+    /// When.
+    pub at: String,
+    /// The namespace.
+    pub namespace: String,
+    /// Whose grant; absent of a deleted one whose name is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Where.
+    pub provider: String,
+    /// Which account; left out when empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub account: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// When the refresh token ends, of `refresh-token-expiring`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+    /// The generation afterwards.
+    pub generation: u64,
+}
+
 /// One user's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserView {

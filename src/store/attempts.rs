@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::params;
 
+use super::events;
 use super::fingerprints::{self, Remembered};
 use super::grants::load;
 use super::history::{self, By, Entry, Event};
@@ -224,7 +225,9 @@ fn commit_tokens(session: &Session<'_>, commit: &TokenCommit) -> Result<Cas, Tro
         ..Entry::new(Event::Refreshed, commit.at, generation)
     };
     history::tell(session, grant.id, &refreshed)?;
-    Ok(Cas::Applied(load(session, grant.id)?))
+    let now = load(session, grant.id)?;
+    events::tell_of_change(session, grant.standing, &now, commit.at)?;
+    Ok(Cas::Applied(now))
 }
 
 /// A lost set must not live on unseen; but one whose refresh token the grant has, or had, is no stranger:
@@ -299,7 +302,9 @@ fn fail(
         take_back_mark(session, id)?;
     }
     tell_failure(session, &grant, failure)?;
-    Ok(Cas::Applied(load(session, id)?))
+    let now = load(session, id)?;
+    events::tell_of_change(session, grant.standing, &now, failure.at)?;
+    Ok(Cas::Applied(now))
 }
 
 fn tell_failure(session: &Session<'_>, grant: &Grant, failure: &Failure) -> Result<(), Trouble> {

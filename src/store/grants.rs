@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rusqlite::params;
 
 use super::erasures;
+use super::events;
 use super::fingerprints::{self, Remembered};
 use super::history::{self, By, Entry, Event};
 use super::revocations::{self, Revocable};
@@ -187,8 +188,13 @@ impl Store {
         .await
     }
 
-    /// Notes that the warning of a refresh token's end was given, if the grant still has this generation.
-    pub async fn note_warned(&self, id: GrantId, generation: u64) -> Result<Cas, StoreError> {
+    /// Tells that a refresh token ends soon, once, if the grant still has this generation.
+    pub async fn warn_of_end(
+        &self,
+        id: GrantId,
+        generation: u64,
+        at: UnixTime,
+    ) -> Result<Cas, StoreError> {
         self.write(Class::Rest, move |session| {
             let changed = session.write(
                 "UPDATE grants SET version = version + 1, refresh_token_warn_at = NULL
@@ -196,10 +202,11 @@ impl Store {
                 params![id.0, generation as i64],
             )?;
             if changed == 0 {
-                Ok(Cas::Lost)
-            } else {
-                Ok(Cas::Applied(load(session, id)?))
+                return Ok(Cas::Lost);
             }
+            let grant = load(session, id)?;
+            events::tell_of_end(session, &grant, at)?;
+            Ok(Cas::Applied(grant))
         })
         .await
     }
@@ -217,8 +224,9 @@ impl Store {
         let key = key.clone();
         // In the erasure journal first; see there. A grant that is not there leaves no trace in it.
         let _gate = self.inner.erasures.gate.read().await;
-        if self.grant(&key).await?.is_some() {
+        if let Some(grant) = self.grant(&key).await? {
             self.journal_erasure(&key, at).await?;
+            self.inner.gone.note(grant.id, &key);
         }
         self.write(Class::Rest, move |session| {
             remove(session, &key, at, revoke)
@@ -325,7 +333,9 @@ fn put_standing(
         let changed = Entry::standing(standing, at, grant.generation, by);
         history::tell(session, id, &changed)?;
     }
-    Ok(Some(load(session, id)?))
+    let now = load(session, id)?;
+    events::tell_of_change(session, grant.standing, &now, at)?;
+    Ok(Some(now))
 }
 
 fn take_in(session: &Session<'_>, import: &Import) -> Result<Imported, Trouble> {
@@ -364,18 +374,17 @@ fn create(session: &Session<'_>, import: &Import) -> Result<Grant, Trouble> {
         ],
     )?;
     let id = GrantId(session.conn.last_insert_rowid());
-    put_import(session, id, 1, import, Event::Imported)
+    let now = put_import(session, id, 1, import, Event::Imported)?;
+    events::tell_of_import(session, None, &now)?;
+    Ok(now)
 }
 
 fn replace(session: &Session<'_>, grant: &Grant, import: &Import) -> Result<Grant, Trouble> {
     session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
-    put_import(
-        session,
-        grant.id,
-        grant.generation + 1,
-        import,
-        Event::Replaced,
-    )
+    let generation = grant.generation + 1;
+    let now = put_import(session, grant.id, generation, import, Event::Replaced)?;
+    events::tell_of_import(session, Some(grant.standing), &now)?;
+    Ok(now)
 }
 
 fn put_import(
@@ -450,6 +459,7 @@ pub(super) fn remove(
     }
     session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
     history::forget(session, grant.id)?;
+    events::tell_of_deletion(session, &grant, at)?;
     session.write("DELETE FROM grants WHERE id = ?1", [grant.id.0])?;
     session.write(
         "DELETE FROM activity WHERE namespace = ?1 AND user = ?2

@@ -12,13 +12,14 @@
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
 //! | `rows` | a grant's row, read and opened |
-//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
 mod backup;
 mod checkpoint;
 mod erasures;
+mod events;
 mod fingerprints;
 mod grants;
 mod guarded;
@@ -52,6 +53,7 @@ use std::sync::{Arc, Mutex};
 
 pub use attempts::{Cas, Failure, TokenCommit};
 pub use backup::{BackedUp, BackupError};
+pub use events::{EventKind, EventPage, KeptEvent};
 pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
 pub use history::{By, Entry, Event};
@@ -117,6 +119,7 @@ struct Inner {
     /// Absent where it could not be made; told then.
     spill: Option<Spill>,
     erasures: Erasures,
+    gone: events::Gone,
     layout: open::Layout,
     written_at: Option<UnixTime>,
     /// Held until the database is closed: one daemon per state directory.
@@ -182,6 +185,7 @@ impl Store {
                 disk,
                 spill,
                 erasures,
+                gone: events::Gone::default(),
                 layout: opened.layout,
                 written_at: opened.written_at,
                 lock,

@@ -14,6 +14,7 @@ use rusqlite::{Connection, params};
 
 use super::backup;
 use super::erasures::{self, Position};
+use super::events;
 use super::grants;
 use super::history::{By, Event};
 use super::kek::{Kek, sync_parent};
@@ -253,6 +254,7 @@ fn prepare(
             None => None,
         };
         let suspended = suspend(&session, restore, copy)?;
+        events::forget_all(&session, restore.at)?;
         let count = |row: &rusqlite::Row<'_>| rows::count(row, 0);
         let grants = session.first("SELECT count(*) FROM grants", [], count)?;
         tx.commit()?;

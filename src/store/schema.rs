@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// One step per version, never edited once released. `user_version` counts the steps taken.
-const MIGRATIONS: &[&str] = &[V1, V2, V3];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
 
 const V1: &str = "
 CREATE TABLE store (
@@ -162,6 +162,24 @@ ALTER TABLE providers ADD COLUMN probe_at INTEGER;
 DROP INDEX grants_due;
 CREATE INDEX grants_due ON grants (provider, due_at, id, expires_at, version)
     WHERE due_at IS NOT NULL;
+";
+
+const V4: &str = "
+-- Whose it was stands in the grant's own row, and goes with it.
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    grant_id INTEGER NOT NULL,
+    namespace TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    reason TEXT,
+    expires_at INTEGER,
+    generation INTEGER NOT NULL
+) STRICT;
+CREATE INDEX events_grant ON events (grant_id);
+-- Events up to this one may be missing.
+ALTER TABLE store ADD COLUMN events_after INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// Opens a connection for writing, set up as every writer is.
@@ -401,6 +419,31 @@ mod tests {
             .unwrap();
         assert_eq!(row, (true, None, "300000".to_owned()));
         assert_eq!(identity(&conn).unwrap().version, VERSION);
+    }
+
+    #[test]
+    fn a_store_from_before_there_were_events_keeps_them_from_the_first_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        migrate(&mut conn, &MIGRATIONS[..3]).unwrap();
+        conn.execute("INSERT INTO store VALUES (1, x'07')", [])
+            .unwrap();
+        assert!(upgrade(&mut conn).unwrap());
+        conn.execute_batch(
+            "INSERT INTO events (grant_id, namespace, provider, kind, at, generation)
+             VALUES (3, 'default', 'box', 'paused', 9, 1)",
+        )
+        .unwrap();
+        let row: (i64, i64) = conn
+            .query_row(
+                "SELECT events.id, events_after FROM events, store",
+                [],
+                |r| Ok((r.get(0)?, r.get(1)?)),
+            )
+            .unwrap();
+        assert_eq!(row, (1, 0), "none before it is missing");
+        assert_eq!(identity(&conn).unwrap().store_id, Some(vec![7]));
     }
 
     #[test]

@@ -7,13 +7,15 @@
 //! flight, and none of those sends another before it is answered.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use rusqlite::hooks::Action;
+use tokio::sync::{oneshot, watch};
 
 use super::StoreError;
 use super::keyring::SharedKeyring;
@@ -110,6 +112,8 @@ struct Shared {
     queue: Mutex<Queue>,
     arrived: Condvar,
     failing: Mutex<Option<String>>,
+    /// Changes whenever events have been committed.
+    events: watch::Sender<()>,
 }
 
 impl Shared {
@@ -217,6 +221,11 @@ impl Writer {
         lock(&self.shared.failing).clone()
     }
 
+    /// Returns what changes whenever events have been committed.
+    pub(super) fn events_committed(&self) -> watch::Receiver<()> {
+        self.shared.events.subscribe()
+    }
+
     /// Writes what is queued, empties the log, and ends the threads. Blocks meanwhile.
     pub(super) fn close(&self) {
         lock(&self.shared.queue).closed = true;
@@ -258,12 +267,17 @@ impl Work<'_> {
         if let Err(error) = checkpoint::wish_when_long(&mut self.conn, wishes) {
             tracing::error!(%error, "checkpoint-failed");
         }
+        let told = self.watch_events();
         let mut company = false;
         let mut suspect = false;
         while let Some(mut group) = self.next(company) {
             company = group.len() > 1;
             let written = self.write(&mut group, &mut suspect);
             self.shared.note(&written);
+            // What was undone again makes somebody look in vain, and no more.
+            if told.swap(false, Ordering::Relaxed) && written.is_ok() {
+                self.shared.events.send_replace(());
+            }
             let answer = written.map_err(|trouble| trouble.store_error());
             group
                 .into_iter()
@@ -274,6 +288,23 @@ impl Work<'_> {
             .conn
             .wal_hook(None::<fn(&mut rusqlite::hooks::Wal, i32) -> _>);
         self.conn
+    }
+
+    /// Returns what is set when an event is written.
+    fn watch_events(&mut self) -> Arc<AtomicBool> {
+        let told = Arc::new(AtomicBool::new(false));
+        let hook = {
+            let told = Arc::clone(&told);
+            move |action, _: &str, table: &str, _| {
+                if action == Action::SQLITE_INSERT && table == "events" {
+                    told.store(true, Ordering::Relaxed);
+                }
+            }
+        };
+        if let Err(error) = self.conn.update_hook(Some(hook)) {
+            tracing::error!(%error, "events-not-told");
+        }
+        told
     }
 
     /// Waits for entries; `None` once the queue is closed and empty.

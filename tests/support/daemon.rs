@@ -361,6 +361,34 @@ pub async fn freshctl(args: &[&str], stdin: &str) -> Said {
     }
 }
 
+/// Runs `freshctl` until what this returns is dropped, which reads its standard output.
+pub fn freshctl_lines(args: &[&str]) -> FreshctlLines {
+    let mut child = clean_command(env!("CARGO_BIN_EXE_freshctl"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("freshctl was built");
+    let stdout = child.stdout.take().expect("it is piped");
+    FreshctlLines {
+        lines: BufReader::new(stdout).lines(),
+        _child: child,
+    }
+}
+
+/// A running `freshctl`.
+pub struct FreshctlLines {
+    lines: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
+    _child: Child,
+}
+
+impl FreshctlLines {
+    /// Returns the next line, `None` at the end. A wait that is given up loses none.
+    pub async fn next_line(&mut self) -> std::io::Result<Option<String>> {
+        self.lines.next_line().await
+    }
+}
+
 /// Nothing of the tester's environment reaches the binaries, proxies and systemd's variables least of all.
 fn clean_command(program: &str) -> Command {
     let mut command = Command::new(program);

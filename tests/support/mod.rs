@@ -7,8 +7,10 @@ pub mod config;
 pub mod cutting_proxy;
 pub mod daemon;
 pub mod django_server;
+pub mod fake_clock;
 pub mod faulty_server;
 pub mod http;
+pub mod listener;
 pub mod node_server;
 pub mod peers;
 pub mod rotating;
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 pub use config::Config;
 pub use daemon::Freshd;
 pub use http::{Connection, Reply};
+pub use listener::{Heard, Listener};
 pub use rotating::{Issued, Rotating};
 pub use scripted_server::{Answer, Gate, RecordedRequest, ScriptedServer};
 

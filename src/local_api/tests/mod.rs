@@ -1,6 +1,7 @@
 //! The API over real Unix sockets, with a keeper that notes what it was asked.
 
 mod connections;
+mod events;
 mod refusals;
 mod routes;
 
@@ -11,13 +12,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::{StreamExt, stream};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
-use super::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
+use super::keeper::{EventStream, Events, Keeper, ListRequest, Target, Token, TokenRequest};
 use super::limits::Limits;
 use super::rules::{Rule, RulePeer, Rules, SharedRules, SocketKind};
 use super::types::{
@@ -38,6 +41,8 @@ struct Recorder {
     slow: Semaphore,
     slow_began: Notify,
     draining: AtomicBool,
+    /// What the next event stream brings after its first look.
+    feed: Mutex<Option<mpsc::UnboundedReceiver<Events>>>,
 }
 
 impl Recorder {
@@ -247,6 +252,24 @@ impl Keeper for Recorder {
         })
     }
 
+    async fn events(&self, after: Option<u64>) -> Result<EventStream, Problem> {
+        self.note(format!("events after {after:?}"));
+        let at = after.unwrap_or(40);
+        let now = Events {
+            from: at,
+            position: at,
+            caught_up: true,
+            ..Events::default()
+        };
+        let feed = self.feed.lock().unwrap().take();
+        let later = stream::unfold(feed, async |feed| {
+            let mut feed = feed?;
+            let events = feed.recv().await?;
+            Some((events, Some(feed)))
+        });
+        Ok(Box::pin(stream::once(async { now }).chain(later)))
+    }
+
     async fn healthy(&self) -> Result<(), Problem> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(problem::draining(Duration::from_secs(3)));
@@ -308,6 +331,7 @@ impl Site {
             slow: Semaphore::new(0),
             slow_began: Notify::new(),
             draining: AtomicBool::new(false),
+            feed: Mutex::default(),
         });
         let rules = Arc::new(ArcSwap::from_pointee(Rules::new(rules)));
         let (stop, stopped) = oneshot::channel();

@@ -2,6 +2,7 @@
 
 mod backing_up;
 mod counting;
+mod events;
 mod history;
 mod opening;
 mod restamping;
@@ -143,6 +144,7 @@ impl Bench {
             "grants",
             "marks",
             "history",
+            "events",
             "activity",
             "providers",
             "revocations",

@@ -854,11 +854,11 @@ async fn a_refresh_tokens_end_and_an_unexplained_refusal_are_kept_until_a_new_se
     let store = &bench.store;
     let failed = applied(store.record_failure(grant.id, 1, refused.clone()).await);
     assert_eq!(failed.refused_since, Some(at(7)));
-    let warned = applied(store.note_warned(grant.id, 1).await);
+    let warned = applied(store.warn_of_end(grant.id, 1, at(8)).await);
     let end = warned.refresh_token_end.unwrap();
     assert_eq!((end.expires_at, end.warn_at), (at(90_000), None));
     assert!(warned.version > failed.version);
-    assert_eq!(store.note_warned(grant.id, 9).await, Ok(Cas::Lost));
+    assert_eq!(store.warn_of_end(grant.id, 9, at(8)).await, Ok(Cas::Lost));
     let refreshed = applied(store.commit_tokens(commit(&warned, "second")).await);
     assert_eq!(refreshed.refused_since, None);
     assert_eq!(

@@ -317,6 +317,7 @@ async fn everything(bench: &Bench) -> u32 {
     until_done!(store.revocation_later(job, at(6)));
     until_done!(store.revocation_done(job));
     until_done!(store.purge(at(9), at(9), at(9)));
+    until_done!(store.purge_events(at(9)));
     failures
 }
 

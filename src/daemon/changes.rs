@@ -66,9 +66,30 @@ pub(super) async fn import(shared: &Shared, import: Import) -> Result<ImportAnsw
     })
 }
 
+/// Hides grants that are being deleted from readers. Dropped, it shows those that are still there: a delete that failed,
+/// or panicked, has deleted nothing.
+pub(super) struct Hidden<'a> {
+    shared: &'a Shared,
+    keys: Vec<GrantKey>,
+}
+
+impl<'a> Hidden<'a> {
+    pub(super) fn new(shared: &'a Shared, keys: Vec<GrantKey>) -> Self {
+        lock(&shared.deleting).extend(keys.iter().cloned());
+        Hidden { shared, keys }
+    }
+}
+
+impl Drop for Hidden<'_> {
+    fn drop(&mut self) {
+        let mut deleting = lock(&self.shared.deleting);
+        deleting.retain(|key| !self.keys.contains(key));
+    }
+}
+
 /// Deletes one grant: unreadable at once, gone when its slot is free, revoked when its provider answers.
 pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem> {
-    lock(&shared.deleting).insert(key.clone());
+    let hidden = Hidden::new(shared, vec![key.clone()]);
     shared.cache.forget(&key);
     let slot = shared.slots.acquire(&key).await;
     // One that has left the configuration may come back, and only it can say that it has no endpoint.
@@ -82,7 +103,7 @@ pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem
     if let Ok(Some(grant)) = &deleted {
         shared.gone(grant);
     }
-    lock(&shared.deleting).remove(&key);
+    drop(hidden);
     if deleted.map_err(store_problem)?.is_some() {
         tracing::info!(
             user = %shared.names.user(&key), provider = %key.provider, account = %key.account,

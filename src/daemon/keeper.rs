@@ -178,18 +178,12 @@ impl Keeper for Daemon {
         let shared = self.0.clone();
         detached(async move {
             let _open = shared.moving.change().await?;
-            let mut changed = 0;
             let keys: Vec<GrantKey> = grants.into_iter().map(|grant| grant.key).collect();
             // Unreadable at once, all of them, before the first one waits for its slot.
-            lock(&shared.deleting).extend(keys.iter().cloned());
-            for key in &keys {
-                if let Err(problem) = changes::delete(&shared, key.clone()).await {
-                    // The others are not deleted either, so they are there.
-                    let mut deleting = lock(&shared.deleting);
-                    deleting.retain(|key| !keys.contains(key));
-                    return Err(problem);
-                }
-                changed += 1;
+            let _hidden = changes::Hidden::new(&shared, keys.clone());
+            let changed = keys.len() as u64;
+            for key in keys {
+                changes::delete(&shared, key).await?;
             }
             Ok(Changed { changed })
         })

@@ -264,6 +264,11 @@ async fn watch_store(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
         shared.store.watch();
+        // Its next write may be an hour away, and status would tell of trouble until then.
+        if shared.store.failing().is_some() {
+            // What fails still is told as before.
+            let _ = shared.store.alive().await;
+        }
     }
 }
 

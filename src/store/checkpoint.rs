@@ -1,5 +1,7 @@
 //! Checkpoints by the log's size, on a thread of their own: no commit waits for one.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread::JoinHandle;
 
@@ -12,12 +14,15 @@ const LONG: u64 = 1_000;
 /// A log of this many pages (64 MiB) has never been free of readers; the next checkpoint waits for them.
 const TOO_LONG: u64 = 16_000;
 
-/// Makes the writer's commits wish for a checkpoint when the log is long.
+/// Makes the writer's commits wish for a checkpoint when the log is long, and sets `wrote` when one of them
+/// has put something into the log: a commit of nothing asks nothing of the disk.
 pub(super) fn wish_when_long(
     writer: &mut Connection,
     wishes: SyncSender<u64>,
+    wrote: Arc<AtomicBool>,
 ) -> rusqlite::Result<()> {
     writer.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: i32| {
+        wrote.store(true, Ordering::Relaxed);
         let pages = u64::try_from(pages).unwrap_or(0);
         if pages >= LONG {
             // A full channel already holds such a wish.

@@ -276,6 +276,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Closed`], or that the disk does not take writes, or no longer has what is written to.
     pub async fn alive(&self) -> Result<(), StoreError> {
-        self.write(Class::Rest, |_| Ok(())).await
+        let doubtful = self.inner.writer.failing().is_some();
+        self.write(Class::Rest, move |session| {
+            // After a failure only a write shows that the disk takes them again.
+            if doubtful {
+                schema::rewrite_version(session)
+            } else {
+                Ok(())
+            }
+        })
+        .await
     }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use super::session::{Session, Trouble};
+
 /// "frsh": marks the file as ours.
 pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 /// The schema this freshd writes.
@@ -245,6 +247,13 @@ fn migrate(conn: &mut Connection, steps: &[&str]) -> rusqlite::Result<bool> {
         tx.commit()?;
     }
     Ok(taken < steps.len())
+}
+
+/// Writes the version that is there once more: a page of the database changes hands, and nothing in it.
+pub(super) fn rewrite_version(session: &Session<'_>) -> Result<(), Trouble> {
+    let version = MIGRATIONS.len();
+    session.write(&format!("PRAGMA user_version = {version}"), [])?;
+    Ok(())
 }
 
 /// Copies the whole write-ahead log into the database file and empties it. Returns false if a reader was in the way.

@@ -264,7 +264,8 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn run(mut self, wishes: SyncSender<u64>) -> Connection {
-        if let Err(error) = checkpoint::wish_when_long(&mut self.conn, wishes) {
+        let wrote = Arc::new(AtomicBool::new(false));
+        if let Err(error) = checkpoint::wish_when_long(&mut self.conn, wishes, Arc::clone(&wrote)) {
             tracing::error!(%error, "checkpoint-failed");
         }
         let told = self.watch_events();
@@ -273,7 +274,10 @@ impl Work<'_> {
         while let Some(mut group) = self.next(company) {
             company = group.len() > 1;
             let written = self.write(&mut group, &mut suspect);
-            self.shared.note(&written);
+            // A commit of nothing is no news of the disk.
+            if written.is_err() || wrote.swap(false, Ordering::Relaxed) {
+                self.shared.note(&written);
+            }
             // What was undone again makes somebody look in vain, and no more.
             if told.swap(false, Ordering::Relaxed) && written.is_ok() {
                 self.shared.events.send_replace(());

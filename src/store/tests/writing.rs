@@ -451,6 +451,27 @@ async fn a_transaction_that_could_not_be_rolled_back_is_in_nobodys_way() {
 }
 
 #[tokio::test]
+async fn only_a_commit_that_wrote_something_shows_that_the_disk_takes_writes_again() {
+    let bench = Bench::new();
+    bench.import("anna").await;
+    let store = &bench.store;
+    bench.faults().fail_from(1, 1);
+    assert_eq!(
+        store.import(import("bert")).await,
+        Err(StoreError::Unavailable)
+    );
+    let nothing = store.write(Class::Rest, |_| Ok(())).await;
+    assert_eq!(nothing, Ok(()));
+    assert!(store.failing().is_some());
+
+    bench.faults().fail_from(1, 1);
+    assert_eq!(store.alive().await, Err(StoreError::Unavailable));
+    assert!(store.failing().is_some());
+    assert_eq!(store.alive().await, Ok(()));
+    assert_eq!(store.failing(), None);
+}
+
+#[tokio::test]
 async fn what_is_deleted_or_replaced_under_a_running_store_takes_nothing_until_it_is_back() {
     for name in ["freshd.db", "lock"] {
         let bench = Bench::new();

@@ -200,6 +200,8 @@ pub(super) fn connect_reader(path: &Path, busy: Duration) -> rusqlite::Result<Co
     let conn = connect(path, busy)?;
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.pragma_update(None, "query_only", true)?;
+    // SQLite opens the log with the first read. That must not be one that comes after the files were deleted.
+    conn.query_row("SELECT count(*) FROM store", [], |_| Ok(()))?;
     Ok(conn)
 }
 

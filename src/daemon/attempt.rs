@@ -408,8 +408,12 @@ impl Attempt {
             .shared
             .store
             .record_failure(grant.id, grant.generation, failure)
-            .await?;
-        self.wrote(applied(recorded)).await
+            .await;
+        if recorded.is_err() {
+            // Floor and backoff are not on disk, so the slot keeps the attempts apart, whoever wants the next.
+            tokio::time::sleep(STORE_RETRY).await;
+        }
+        self.wrote(applied(recorded?)).await
     }
 
     async fn set_standing(

@@ -17,6 +17,7 @@ mod keeper;
 pub mod log;
 mod maintenance;
 mod moving;
+mod owed;
 mod providers;
 mod reader;
 mod reload;
@@ -151,6 +152,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         driver: driver.clone(),
         live: Default::default(),
         held: Default::default(),
+        owed: Default::default(),
         deleting: Mutex::default(),
         upkeep: Default::default(),
         rotation: Default::default(),

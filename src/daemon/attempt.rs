@@ -531,7 +531,3 @@ fn token(readable: &Readable, shared: &Shared) -> Ended {
         None => Ended::NoToken,
     }
 }
-
-#[cfg(test)]
-#[path = "attempt_tests.rs"]
-mod tests;

@@ -97,12 +97,12 @@ impl Daemon {
             return Ok(readable);
         }
         // This one first, for this caller; the user's others behind its back.
-        self.wake(&readable.grant).await?;
+        // One that can't be resumed now is served while it lives (I4), and resumed by its next read.
+        let _ = self.wake(&readable.grant).await;
         let daemon = self.clone();
         let (namespace, user) = (key.namespace.clone(), key.user.clone());
         tokio::spawn(async move {
             if let Ok(grants) = daemon.grants_of(&namespace, &user).await {
-                // What can't be resumed now is resumed by its own next read.
                 let _ = daemon.wake_user(&grants, false).await;
             }
         });

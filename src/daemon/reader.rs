@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::changes::{self, detached, store_problem};
 use super::keeper::Daemon;
 use super::providers::Halt;
@@ -96,18 +98,29 @@ impl Daemon {
         if readable.grant.standing != away && readable.grant.standing != unused {
             return Ok(readable);
         }
-        // This one first, for this caller; the user's others behind its back.
-        // One that can't be resumed now is served while it lives (I4), and resumed by its next read.
-        let _ = self.wake(&readable.grant).await;
-        let daemon = self.clone();
-        let (namespace, user) = (key.namespace.clone(), key.user.clone());
+        let woken = self.wake_behind(&readable.grant);
+        if readable.grant.lives(self.0.clock.now()) {
+            return Ok(readable); // whether or not the disk takes it now (I4)
+        }
+        let _ = woken.await;
+        let found = self.0.readable(key).await.map_err(store_problem)?;
+        found.ok_or_else(|| problem::no_such_grant(key))
+    }
+
+    /// Resumes a grant, and then the user's others, behind its reader's back. Returns what tells when the first is done.
+    /// What can't be resumed now is resumed by its own next read.
+    fn wake_behind(&self, grant: &Grant) -> oneshot::Receiver<()> {
+        let (done, woken) = oneshot::channel();
+        let (daemon, grant) = (self.clone(), grant.clone());
         tokio::spawn(async move {
-            if let Ok(grants) = daemon.grants_of(&namespace, &user).await {
+            let _ = daemon.wake(&grant).await;
+            let _ = done.send(());
+            let (namespace, user) = (&grant.key.namespace, &grant.key.user);
+            if let Ok(grants) = daemon.grants_of(namespace, user).await {
                 let _ = daemon.wake_user(&grants, false).await;
             }
         });
-        let found = self.0.readable(key).await.map_err(store_problem)?;
-        found.ok_or_else(|| problem::no_such_grant(key))
+        woken
     }
 
     /// Begins the refresh of an on-demand grant whose reader has found it inside its margin. The reader does not

@@ -1,0 +1,68 @@
+//! What goes wrong: servers, power, clocks and disks.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::network::{Provider, Weather};
+use crate::store::Disk;
+use crate::world::World;
+
+pub async fn weather_changes(world: Rc<World>, provider: &'static Provider) {
+    while world.next(world.knobs.weather).await {
+        let weather = world.sim.random(|rng| {
+            rng.pick(&[
+                Weather::Down,
+                Weather::Down,
+                Weather::Errors,
+                Weather::TooMany,
+                Weather::Odd,
+                Weather::Slow,
+                Weather::BadClient,
+            ])
+        });
+        world.set_weather(provider.name, weather);
+        let mean = world.sim.random(|rng| rng.pick(&[30, 600, 7200, 43_200]));
+        world.while_it_lasts(Duration::from_secs(mean)).await;
+        world.set_weather(provider.name, Weather::Fine);
+    }
+}
+
+pub async fn crashes(world: Rc<World>) {
+    while world.next(world.knobs.crashes).await {
+        let down = world.downtime();
+        world.crash(down);
+    }
+}
+
+/// SIGTERM: what is in flight may finish, as long as it takes no longer than the longest request and the disk.
+pub async fn stops(world: Rc<World>) {
+    while world.next(world.knobs.stops).await {
+        world.ask(|daemon| async move { daemon.stop().await }).await;
+        let down = world.downtime();
+        world.crash(down);
+    }
+}
+
+pub async fn clock_steps(world: Rc<World>) {
+    while world.next(world.knobs.clock_steps).await {
+        let by = world.sim.random(|rng| {
+            let by = rng.pick(&[2_000, 60_000, 3_600_000, 8 * 3_600_000]);
+            if rng.chance(0.5) { by } else { -by }
+        });
+        world.step_clock(by);
+    }
+}
+
+pub async fn disk_fails(world: Rc<World>) {
+    while world.next(world.knobs.disk).await {
+        let disk = world
+            .sim
+            .random(|rng| rng.pick(&[Disk::Full, Disk::Failing]));
+        world.disk.set(disk);
+        world.trouble("", "disk", true);
+        let mean = world.sim.random(|rng| rng.pick(&[1, 60, 3600]));
+        world.while_it_lasts(Duration::from_secs(mean)).await;
+        world.disk.set(Disk::Sound);
+        world.trouble("", "disk", false);
+    }
+}

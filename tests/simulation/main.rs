@@ -56,7 +56,7 @@ use stats::Stats;
 use world::Break;
 
 /// As many seeds as a run of all tests has time for: under a minute of one core without optimization.
-const SEEDS: u64 = 48;
+const SEEDS: u64 = 80;
 const YEAR: f64 = 365.25 * 86_400_000.0;
 
 #[expect(

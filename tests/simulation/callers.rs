@@ -111,7 +111,6 @@ impl World {
             due_at: (!hold).then_some(now),
             standing: if hold { held } else { Standing::Active },
             replace: true,
-            revoke_replaced: false,
             at: now,
         }
     }

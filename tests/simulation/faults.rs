@@ -58,6 +58,9 @@ pub async fn disk_fails(world: Rc<World>) {
         let disk = world
             .sim
             .random(|rng| rng.pick(&[Disk::Full, Disk::Failing]));
+        if world.sim.chance(0.7) {
+            world.key_under_way().await; // or hardly a token set would find it so
+        }
         world.disk.set(disk);
         world.trouble("", "disk", true);
         let mean = world.sim.random(|rng| rng.pick(&[1, 60, 3600]));

@@ -47,7 +47,7 @@ impl Knobs {
             stops: mean(0.5, &[12, 72]),
             weather: mean(0.6, &[4, 24, 120]),
             clock_steps: mean(0.25, &[24, 120]),
-            disk: mean(0.35, &[3, 12, 72]),
+            disk: mean(0.5, &[3, 12, 72]),
             admin: mean(0.4, &[12, 72]),
             restores: mean(0.15, &[72, 240]),
             key_rotations: mean(0.3, &[6, 72]),
@@ -116,7 +116,9 @@ pub fn provider(name: &'static str, rng: &mut Rng) -> Provider {
         deadline,
         lifetime,
         says_lifetime,
-        says_end: rng.chance(0.4).then(|| DAY * rng.pick(&[2, 30]) as u32),
+        says_end: rng
+            .chance(0.4)
+            .then(|| rng.pick(&[lifetime / 2, DAY * 2, DAY * 30])),
         revokes: rng.chance(0.6),
     }
 }

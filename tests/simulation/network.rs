@@ -26,7 +26,7 @@ pub struct Provider {
     /// The lifetime of its access tokens, and whether it says it.
     pub lifetime: Duration,
     pub says_lifetime: bool,
-    /// The end of a refresh token, which it says, and which comes long after the next refresh.
+    /// How long a refresh token lives, if it says that; it lives longer.
     pub says_end: Option<Duration>,
     pub revokes: bool,
 }

@@ -73,7 +73,7 @@ pub struct World {
 const NAMES: [&str; 3] = ["box", "google", "hubspot"];
 const DAY: Duration = Duration::from_secs(86_400);
 /// A seed makes about so many refreshes; its world lasts as long as that takes, up to three months.
-const REFRESHES: u64 = 2_500;
+const REFRESHES: u64 = 1_500;
 
 impl World {
     pub fn new(seed: u64, broken: Option<Break>) -> Rc<World> {

@@ -128,7 +128,7 @@ pub fn class_of(policy: &Policy, rng: &mut Rng) -> Class {
     match policy.rotation {
         Rotation::None => Class::None,
         Rotation::Overlap => Class::Overlap,
-        Rotation::Grace(grace) => Class::Grace(grace),
+        Rotation::Grace(grace) => Class::Grace(grace, rng.pick(&[1, u32::MAX])),
         Rotation::Strict => Class::Strict,
         Rotation::Periodic => Class::Periodic,
         Rotation::Unknown => {

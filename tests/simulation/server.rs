@@ -10,8 +10,9 @@ pub enum Class {
     None,
     /// The old one lives until one of its successors is used.
     Overlap,
-    /// The old one may be presented again for so long after its first use; after that the family dies of it.
-    Grace(Duration),
+    /// The old one may be presented again for so long after its first use, and at most so often; after that the
+    /// family dies of it.
+    Grace(Duration, u32),
     /// The old one dies at once, and the family of its being presented again.
     Strict,
     /// As strict, but only one use in five replaces the token.
@@ -46,6 +47,7 @@ pub enum Verdict {
 struct Token {
     parent: u32,
     first_used_at: Option<u64>,
+    uses: u32,
     dead: bool,
 }
 
@@ -86,6 +88,7 @@ impl Server {
         let first = Token {
             parent: 0,
             first_used_at: None,
+            uses: 0,
             dead: false,
         };
         self.families.push(Family {
@@ -118,7 +121,9 @@ impl Server {
     fn is_dead(&self, token: Option<&Token>, now: u64) -> bool {
         let Some(token) = token else { return true };
         match (self.class, token.first_used_at) {
-            (Class::Grace(grace), Some(at)) => now > at + grace.as_millis() as u64,
+            (Class::Grace(grace, replays), Some(at)) => {
+                now > at + grace.as_millis() as u64 || token.uses > replays
+            }
             _ => token.dead,
         }
     }
@@ -141,6 +146,7 @@ impl Server {
         family.used_at = now;
         let parent = match family.tokens.get_mut(&n) {
             Some(token) => {
+                token.uses += 1;
                 token.first_used_at = token.first_used_at.or(Some(now));
                 token.dead |= class == Class::Strict || (class == Class::Periodic && replaces);
                 token.parent
@@ -161,6 +167,7 @@ impl Server {
             let token = Token {
                 parent: n,
                 first_used_at: None,
+                uses: 0,
                 dead: false,
             };
             family.tokens.insert(issued, token);

@@ -418,7 +418,7 @@ impl Witness {
                     "{id:?} is lost at a server that forgives ({class:?})"
                 ));
             }
-            Class::Grace(grace) => {
+            Class::Grace(grace, _) => {
                 let ends_at = fate.first_sent_at + grace.as_millis() as u64;
                 let provider = &grant.key.provider;
                 // Presented twice in vain, as far as anybody can tell from the marks, before this time.

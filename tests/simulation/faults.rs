@@ -21,7 +21,12 @@ pub async fn weather_changes(world: Rc<World>, provider: &'static Provider) {
             ])
         });
         world.set_weather(provider.name, weather);
-        let mean = world.sim.random(|rng| rng.pick(&[30, 600, 7200, 43_200]));
+        let means: &[u64] = match weather {
+            // Only a refusal that goes on for days is one that may be believed.
+            Weather::Odd => &[600, 43_200, 259_200],
+            _ => &[30, 600, 7200, 43_200],
+        };
+        let mean = world.sim.random(|rng| rng.pick(means));
         world.while_it_lasts(Duration::from_secs(mean)).await;
         world.set_weather(provider.name, Weather::Fine);
     }
@@ -62,10 +67,17 @@ pub async fn disk_fails(world: Rc<World>) {
             world.key_under_way().await; // or hardly a token set would find it so
         }
         world.disk.set(disk);
+        let fails = disk == Disk::Failing;
+        if fails {
+            world.witness.borrow_mut().failing_until = u64::MAX;
+        }
         world.trouble("", "disk", true);
         let mean = world.sim.random(|rng| rng.pick(&[1, 60, 3600]));
         world.while_it_lasts(Duration::from_secs(mean)).await;
         world.disk.set(Disk::Sound);
+        if fails {
+            world.witness.borrow_mut().failing_until = world.sim.now();
+        }
         world.trouble("", "disk", false);
     }
 }

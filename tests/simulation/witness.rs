@@ -25,6 +25,9 @@ struct Fate {
     lost_at: u64,
 }
 
+/// A set that the disk refused is in the spill file after this (milliseconds).
+const SPILLED_WITHIN: u64 = 10_000;
+
 #[derive(Default)]
 pub struct Witness {
     pub violation: Option<String>,
@@ -47,6 +50,8 @@ pub struct Witness {
     brought: HashMap<String, String>,
     /// Refresh tokens whose successors are safe in the spill file.
     spilled: HashSet<String>,
+    /// Until when the disk failed last, so that perhaps not even the spill file could be written.
+    pub failing_until: u64,
     /// Grants that came back with a copy, and which nobody has released.
     suspended: BTreeSet<GrantId>,
     /// Refresh tokens that came back with a copy: what became of them since, nobody here knows.
@@ -73,6 +78,16 @@ impl Witness {
         self.stats.crashes += 1;
         self.tell(now, format_args!("the daemon dies"));
         self.in_flight.clear();
+        let came_before = now.saturating_sub(SPILLED_WITHIN);
+        let lost = self.received.iter().find(|(token, (_, came_at))| {
+            (self.failing_until..came_before).contains(came_at)
+                && !self.brought.contains_key(*token)
+        });
+        if let Some((token, _)) = lost.map(|(token, came)| (token.clone(), came)) {
+            self.broken(format!(
+                "I2: {token} dies with the daemon, held and not spilled"
+            ));
+        }
         self.received.clear();
         self.vouched.clear();
         for row in durable.rows.values() {

@@ -9,6 +9,9 @@ use crate::refresh::time::UnixTime;
 /// No sleep is longer: a monotonic timer stops in suspend and does not see the wall clock step.
 pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(15);
 
+/// How often the store's files are looked at.
+pub(super) const WATCH_EVERY: Duration = Duration::from_secs(10);
+
 /// A wall clock, with a monotonic one beside it. Clones share their offset.
 #[derive(Clone, Debug)]
 pub struct Clock {

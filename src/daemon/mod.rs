@@ -23,6 +23,8 @@ mod maintenance;
 mod moving;
 mod owed;
 mod providers;
+#[cfg(test)]
+mod providers_tests;
 mod reader;
 mod reload;
 mod revocations;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
+use super::clock::WATCH_EVERY;
 use super::driver::{self, Event};
 use super::held;
 use super::providers::Live;
@@ -18,8 +19,6 @@ use crate::store::StoreError;
 
 /// Activity notes that the store refused are written again after this.
 const FLUSH_RETRY: Duration = Duration::from_secs(60);
-/// How often the store's files are looked at.
-const WATCH_EVERY: Duration = Duration::from_secs(10);
 
 /// Takes up what an earlier life left, before anything else may touch a grant.
 ///

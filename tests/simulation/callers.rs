@@ -9,7 +9,7 @@ use freshd::refresh::token::TokenSet;
 
 use crate::daemon::Daemon;
 use crate::store::{Import, Imported, Store};
-use crate::world::World;
+use crate::world::{World, world};
 
 /// What a caller got.
 #[derive(Clone, Copy)]
@@ -94,7 +94,7 @@ impl World {
                 return daemon.import(&key, tokens, hold).await;
             }
             if let Ok(Imported::Created(grant) | Imported::Replaced(grant)) =
-                Store.import(import).await
+                Store::open(&world()).import(import).await
             {
                 daemon.wrote(&grant);
             }

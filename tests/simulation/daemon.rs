@@ -23,6 +23,8 @@ mod providers;
 mod reader;
 #[path = "../../src/daemon/revocations.rs"]
 mod revocations;
+#[path = "../../src/daemon/rotation.rs"]
+mod rotation;
 #[path = "../../src/daemon/shared.rs"]
 mod shared;
 #[path = "../../src/daemon/slots.rs"]
@@ -50,7 +52,7 @@ use real_tokio::sync::{mpsc, oneshot};
 use crate::executor::Owner;
 use crate::network::Client;
 use crate::store::{By, Store};
-use crate::time::{sleep, timeout};
+use crate::time::timeout;
 use crate::world::World;
 use driver::Event;
 use providers::{Live, Providers};
@@ -66,6 +68,7 @@ mod clock {
 
     /// Longer than the daemon's, which looks at the clock every 15 s: here each step of the clock wakes it.
     pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(6 * 3600);
+    pub(super) const WATCH_EVERY: Duration = Duration::from_secs(3600);
 
     #[derive(Clone, Debug)]
     pub(super) struct Clock;
@@ -90,6 +93,34 @@ mod log {
     impl Names {
         pub(super) fn user(&self, key: &GrantKey) -> String {
             key.user.clone()
+        }
+    }
+}
+
+/// Nobody listens to events.
+mod events {
+    #[derive(Default)]
+    pub(super) struct Live;
+
+    impl Live {
+        pub(super) fn refreshed(&self, _: &crate::refresh::grant::Grant) {}
+    }
+}
+
+/// This store does not move to another host.
+mod moving {
+    use crate::local_api::types::Problem;
+
+    #[derive(Default)]
+    pub(super) struct Moving;
+
+    impl Moving {
+        pub(super) fn begun(&self) -> bool {
+            false
+        }
+
+        pub(super) async fn change(&self) -> Result<(), Problem> {
+            Ok(())
         }
     }
 }
@@ -122,15 +153,21 @@ impl Daemon {
     pub fn start(world: &Rc<World>, life: Owner) -> Rc<Daemon> {
         let (driver, inbox) = mpsc::unbounded_channel();
         let inactive_after = world.providers.iter().map(|it| it.policy.inactive_after);
+        let store = Store::open(world);
+        let states = world.durable.borrow().providers.clone();
+        let inactive_after = inactive_after.min().unwrap_or_default();
         let shared = Arc::new(Shared {
             clock: clock::Clock,
-            store: Store,
-            providers: Providers::new(Store, world.durable.borrow().providers.clone()),
+            providers: Providers::new(store.clone(), driver.clone(), states),
             slots: Default::default(),
-            activity: activity::Activity::new(Store, inactive_after.min().unwrap_or_default()),
+            activity: activity::Activity::new(store.clone(), inactive_after),
+            store,
             cache: cache::Cache::new(1 << 20),
             names: log::Names,
             driver,
+            live: Default::default(),
+            rotation: Default::default(),
+            moving: Default::default(),
             held: Default::default(),
             owed: Default::default(),
             deleting: Default::default(),
@@ -159,6 +196,7 @@ impl Daemon {
             });
             let live = live.collect();
             start::take_up(shared, &live).await.expect("it can be read");
+            rotation::resume(shared);
             shared.providers.configure(live).await;
             start::background(shared, inbox, MAX_IN_FLIGHT, GIVE_UP_REVOCATIONS_AFTER);
             started.ready.set(true);
@@ -254,13 +292,8 @@ impl Daemon {
             .send(Event::ProvidersChanged { max_in_flight });
     }
 
-    /// Re-seals what an older key sealed, and retires that key.
-    pub async fn retire_keys(&self) {
-        while self.shared.store.reseal_some().await != Ok(false)
-            || self.shared.store.retire_keys().await != Ok(true)
-        {
-            sleep(Duration::from_secs(1)).await;
-        }
+    pub async fn rotate_key(&self) {
+        let _ = self.keeper.begin_rotation().await;
     }
 
     /// Whether a slot is held: something is between two of its steps.

@@ -47,8 +47,15 @@ pub(crate) mod task {
     use super::*;
     use real_tokio::sync::mpsc;
 
-    /// The task is gone, and its life with it.
-    pub(crate) type JoinError = oneshot::error::RecvError;
+    /// The task is gone. A panic is everybody's here.
+    #[derive(Debug)]
+    pub(crate) struct JoinError;
+
+    impl JoinError {
+        pub(crate) fn into_panic(self) -> Box<dyn std::any::Any + Send> {
+            Box::new("the task is gone")
+        }
+    }
 
     pub(crate) struct JoinHandle<T>(pub(super) oneshot::Receiver<T>);
 
@@ -56,7 +63,8 @@ pub(crate) mod task {
         type Output = Result<T, JoinError>;
 
         fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-            Pin::new(&mut self.0).poll(context)
+            let polled = Pin::new(&mut self.0).poll(context);
+            polled.map(|done| done.map_err(|_| JoinError))
         }
     }
 

@@ -306,7 +306,10 @@ impl Witness {
         let token = text(commit.tokens.access_token.as_ref()?);
         let received = self.received.remove(&token);
         let received = received.map(|(presented, _)| presented);
-        received.or_else(|| self.brought.get(&token).cloned())
+        let presented = received.or_else(|| self.brought.get(&token).cloned())?;
+        // A server that keeps the refresh token may be shown it again, with another successor.
+        self.spilled.remove(&presented);
+        Some(presented)
     }
 
     /// Names a set that came before `at` and has found no place since.

@@ -62,6 +62,8 @@ pub struct World {
     pub daemon: RefCell<Option<Rc<Daemon>>>,
     /// Rings when a request leaves.
     pub departures: real_tokio::sync::Notify,
+    /// Rings when a set is spilled.
+    pub spills: real_tokio::sync::Notify,
     /// From here on nothing goes wrong any more.
     pub calm_at: u64,
     weather: RefCell<BTreeMap<&'static str, Weather>>,
@@ -107,7 +109,7 @@ impl World {
             spill_file: RefCell::default(),
             keys: RefCell::new(Keys {
                 current: 1,
-                oldest: 1,
+                old: Vec::new(),
             }),
             erased: RefCell::default(),
             servers: RefCell::new(servers),
@@ -118,6 +120,7 @@ impl World {
             broken,
             daemon: RefCell::default(),
             departures: Default::default(),
+            spills: Default::default(),
             calm_at: DAY.mul_f64(days).as_millis() as u64,
             lives: Cell::new(WORLD),
             ahead: Cell::new(0),

@@ -39,11 +39,18 @@ pub struct Durable {
     pub revocations: BTreeMap<RevocationId, Job>,
     pub providers: BTreeMap<String, ProviderState>,
     pub activity: BTreeMap<(String, String), UnixTime>,
+    pub written_at: Option<UnixTime>,
     used_ids: i64,
     used_jobs: i64,
 }
 
 impl Durable {
+    /// What everything is sealed with.
+    pub fn keys(&self) -> impl Iterator<Item = u32> {
+        let rows = self.rows.values().map(|row| row.key);
+        rows.chain(self.revocations.values().map(|job| job.key))
+    }
+
     pub fn find(&self, key: &GrantKey) -> Option<&Row> {
         self.rows.get(self.ids.get(key)?)
     }

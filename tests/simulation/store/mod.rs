@@ -10,19 +10,23 @@ mod verbs;
 use std::time::Duration;
 
 pub use freshd::store::{
-    Attemptable, By, Cas, Failure, Import, Imported, ProviderState, Readable, Restamper,
-    RevocationId, RevocationJob, StoreError, TokenCommit,
+    Attemptable, By, Cas, Failure, Import, Imported, Keys, Page, Place, ProviderState, Readable,
+    Restamper, Retired, RevocationId, RevocationJob, RotationError, StoreError, TokenCommit,
 };
 
 pub use durable::{Durable, Row};
+
+use freshd::refresh::time::UnixTime;
 
 use crate::executor::sim;
 use crate::rng::Rng;
 use crate::world::{World, world};
 
-/// The store of the world that runs.
+/// The store of the world that runs, as one life of the daemon has opened it.
 #[derive(Clone)]
-pub struct Store;
+pub struct Store {
+    written_at: Option<UnixTime>,
+}
 
 /// What the disk does with writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,19 +36,6 @@ pub enum Disk {
     Full,
     /// There is room, but writes fail, some of them only after they have reached the disk.
     Failing,
-}
-
-/// The keyring file: which key seals what is written, and with which keys values open.
-#[derive(Clone, Debug)]
-pub struct Keys {
-    pub current: u32,
-    pub oldest: u32,
-}
-
-impl Keys {
-    pub fn open(&self, key: u32) -> bool {
-        (self.oldest..=self.current).contains(&key)
-    }
 }
 
 fn latency(rng: &mut Rng) -> Duration {
@@ -61,6 +52,12 @@ async fn linger() {
 }
 
 impl Store {
+    pub fn open(world: &World) -> Store {
+        Store {
+            written_at: world.durable.borrow().written_at,
+        }
+    }
+
     pub(crate) async fn read<T>(&self, read: impl FnOnce(&Durable) -> T) -> Result<T, StoreError> {
         linger().await;
         let read = read(&world().durable.borrow());
@@ -86,7 +83,9 @@ fn commit<T>(
     match world.disk.get() {
         Disk::Sound => {
             world.limbo.borrow_mut().take();
-            write(world, &mut world.durable.borrow_mut())
+            let mut durable = world.durable.borrow_mut();
+            durable.written_at = Some(world.wall());
+            write(world, &mut durable)
         }
         Disk::Full => Err(StoreError::Unavailable),
         Disk::Failing => {

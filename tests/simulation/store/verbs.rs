@@ -1,7 +1,10 @@
 //! The verbs, each as `src/store/` has it.
 
+use std::collections::BTreeSet;
+
 use freshd::refresh::grant::{Grant, GrantId, GrantKey, Mark, PauseReason, Standing};
 use freshd::refresh::horizon::Due;
+use freshd::refresh::policy::REFUSED_BACKOFF_CAP;
 use freshd::refresh::time::UnixTime;
 use freshd::refresh::token::TokenKind;
 
@@ -26,6 +29,17 @@ impl Store {
 
     pub fn failing(&self) -> Option<String> {
         (world().disk.get() != Disk::Sound).then(|| "the disk".to_owned())
+    }
+
+    pub fn watch(&self) {}
+
+    pub async fn alive(&self) -> Result<(), StoreError> {
+        self.write(|_, _| Ok(())).await
+    }
+
+    /// When an earlier life last wrote.
+    pub fn written_at(&self) -> Option<UnixTime> {
+        self.written_at
     }
 
     pub async fn set_provider_state(
@@ -203,7 +217,12 @@ impl Store {
         .await
     }
 
-    pub async fn note_warned(&self, id: GrantId, generation: u64) -> Result<Cas, StoreError> {
+    pub async fn warn_of_end(
+        &self,
+        id: GrantId,
+        generation: u64,
+        _: UnixTime,
+    ) -> Result<Cas, StoreError> {
         self.write(|world, durable| {
             world.witness.borrow_mut().stats.warned += 1;
             applied(durable.at_generation(id, generation), |grant| {
@@ -231,6 +250,20 @@ impl Store {
         .await
     }
 
+    pub async fn restamp_rest(&self, now: UnixTime) -> Result<(), StoreError> {
+        self.write(|_, durable| {
+            for job in durable.revocations.values_mut() {
+                job.created_at = job.created_at.min(now);
+                job.next_at = job.next_at.min(now + REFUSED_BACKOFF_CAP);
+            }
+            for at in durable.activity.values_mut() {
+                *at = (*at).min(now);
+            }
+            Ok(())
+        })
+        .await
+    }
+
     pub async fn restamp(&self, ids: Vec<GrantId>, restamp: Restamper) -> Result<u64, StoreError> {
         self.write(|world, durable| {
             let mut changed = 0;
@@ -249,10 +282,10 @@ impl Store {
         .await
     }
 
-    pub async fn make_marked_due(&self, provider: &str) -> Result<usize, StoreError> {
+    pub async fn make_marked_due(&self, provider: &str) -> Result<Vec<GrantId>, StoreError> {
         self.write(|_, durable| {
             let rests = [PauseReason::Inactive, PauseReason::Unused].map(Standing::Paused);
-            let mut made = 0;
+            let mut made = Vec::new();
             for row in durable.rows.values_mut() {
                 let grant = &mut row.grant;
                 let goes_on = grant.standing == Standing::Active || rests.contains(&grant.standing);
@@ -262,7 +295,7 @@ impl Store {
                 {
                     grant.version += 1;
                     grant.due_at = Some(mark.first_sent_at);
-                    made += 1;
+                    made.push(grant.id);
                 }
             }
             Ok(made)
@@ -384,17 +417,29 @@ impl Store {
             .await
     }
 
-    pub async fn revocations_due(
-        &self,
-        now: UnixTime,
-        limit: usize,
-    ) -> Result<Vec<RevocationJob>, StoreError> {
+    pub async fn revocations_due_at(&self, now: UnixTime) -> Result<Vec<String>, StoreError> {
         // Asked each 30 s, for months.
         if world().durable.borrow().revocations.is_empty() {
             return Ok(Vec::new());
         }
         self.read(|durable| {
             let jobs = durable.revocations.values();
+            let due = jobs.filter(|job| job.next_at <= now);
+            let providers: BTreeSet<_> = due.map(|job| job.provider.clone()).collect();
+            providers.into_iter().collect()
+        })
+        .await
+    }
+
+    pub async fn revocations_due(
+        &self,
+        provider: &str,
+        now: UnixTime,
+        limit: usize,
+    ) -> Result<Vec<RevocationJob>, StoreError> {
+        self.read(|durable| {
+            let jobs = durable.revocations.values();
+            let jobs = jobs.filter(|job| job.provider == provider);
             let due = jobs.filter(|job| job.next_at <= now).take(limit);
             due.map(|job| {
                 opens(job.key, "a revocation");

@@ -286,6 +286,42 @@ async fn a_token_set_that_finds_the_disk_full_is_served_and_stored_when_there_is
     assert_eq!(host.rotating.superseded_presented_outside_grace(), 0);
 }
 
+#[tokio::test]
+async fn failures_that_a_full_disk_does_not_take_keep_their_floor() {
+    let Some(host) = Host::start().await else {
+        return;
+    };
+    let held = host.gate.clone();
+    host.server
+        .answer_with(move |_| Answer::error(500, "no").held_by(&held));
+    let carl = host.rotating.issue("carl");
+    host.freshd
+        .import("carl", "still", &carl.import_expired())
+        .await;
+    let first = host.server.nth_refresh(1).await;
+    host.disk.fill(0);
+    host.gate.open();
+
+    for _ in 0..30 {
+        let reply = host.freshd.token_with("carl", "still", "wait=1").await;
+        assert_eq!(reply.status, 507, "{}", reply.text);
+    }
+
+    host.server.settled().await;
+    let asked = host.server.refreshes().len();
+    let seconds = first.at.elapsed().as_secs() as usize;
+    assert!(
+        asked <= 1 + seconds,
+        "{asked} requests in {seconds} s, and the floor is 1 s"
+    );
+    host.disk.empty();
+    eventually("the failure to be on disk", || async {
+        let grant = host.freshd.grant("carl", "still").await;
+        (grant["failures"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+}
+
 /// A refresh token was spent, the disk is full, and the daemon ends before there is room.
 async fn with_a_held_set() -> Option<(Host, String)> {
     let host = Host::start().await?;
@@ -530,4 +566,27 @@ async fn a_state_directory_deleted_under_a_running_daemon_is_told_of_and_no_refr
     assert_eq!(freshd.freshctl(&["status"], "").await.code, Some(1));
     freshd.stop().await;
     assert_eq!(freshd.logs().matches("store-unwritable").count(), 1);
+}
+
+#[tokio::test]
+async fn a_user_who_comes_back_does_not_wait_for_the_disk_while_the_token_lives() {
+    let rotating = Rotating::new(12);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let config = Config::new()
+        .refresh("margin = \"6s\"\ninactive-after = \"2s\"")
+        .provider("acme", &server, "rotation = \"strict\"");
+    let freshd = Freshd::start(config).await;
+    let anna = rotating.issue("anna");
+    freshd.import("anna", "acme", &anna.import()).await;
+    freshd.wait_for_state("anna", "acme", "paused").await;
+    let database = freshd.config.state_dir().join("freshd.db");
+    let other = rusqlite::Connection::open(database).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+
+    let reply = freshd.token("anna", "acme").await;
+    assert_eq!(reply.token(), anna.access_token, "I4");
+    assert_eq!(freshd.grant("anna", "acme").await["state"], "paused");
+
+    other.execute_batch("ROLLBACK").unwrap();
+    freshd.wait_for_state("anna", "acme", "active").await;
 }

@@ -15,7 +15,7 @@ type User = (String, String);
 const WRITTEN_EVERY: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Clone, Copy)]
-struct Seen {
+pub(super) struct Seen {
     at: UnixTime,
     /// The note that was last given to the store.
     given_at: Option<UnixTime>,
@@ -27,7 +27,7 @@ struct Seen {
 pub(super) struct Activity {
     store: Store,
     written_every: Duration,
-    seen: Arc<Mutex<HashMap<User, Seen>>>,
+    pub(super) seen: Arc<Mutex<HashMap<User, Seen>>>,
     read: Mutex<HashSet<GrantId>>,
     /// Steps of the clock: what it showed before each, and how much of nobody's time it left out.
     steps: Mutex<Vec<(UnixTime, Duration)>>,
@@ -190,33 +190,4 @@ async fn write_notes(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::daemon::steps::tests::Bench;
-    use serde_json::json;
-
-    #[tokio::test]
-    async fn a_note_that_the_store_refused_is_kept_and_written_again() {
-        let bench = Bench::start("").await;
-        bench.import("ann", json!({})).await;
-        let (store, now) = (&bench.shared().store, bench.clock.now());
-        let activity = Activity::new(store.clone(), Duration::from_secs(30));
-        store.fail_nth_write(1);
-        activity.note("default", "ann", now);
-        while store.write_failure_is_pending() {
-            tokio::task::yield_now().await;
-        }
-        let last = || store.last_activity("default", "ann");
-        assert_eq!(last().await, Ok(None));
-        store.fail_nth_write(1);
-        let later = now + Duration::from_secs(60);
-        assert_eq!(activity.flush(later).await, Err(StoreError::Unavailable));
-        assert_eq!(activity.flush(later).await, Ok(()));
-        assert_eq!(last().await, Ok(Some(now)));
-        let seen = activity.seen.lock().unwrap().len();
-        assert_eq!(seen, 0, "quiet for long, and written");
-    }
 }

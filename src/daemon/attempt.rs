@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::driver::Event;
 use super::held;
+use super::owed;
 use super::providers::Live;
 use super::shared::{Ended, Shared, gone, token_of, written};
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
@@ -103,12 +104,15 @@ impl Attempt {
         let _slot = self.shared.slots.acquire(&grant.key).await;
         let (store, now) = (&self.shared.store, self.shared.clock.now());
         let Some(attemptable) = store.attemptable(self.wanted.id, now).await? else {
+            self.shared.owed.forget(self.wanted.id);
             return Ok((gone(self.wanted.id), Ended::NoToken));
         };
         let Attemptable {
             mut grant,
             refresh_token,
         } = attemptable;
+        let rotates = self.live.config.policy.rotation.rotates();
+        grant = owed::paid(&self.shared, grant, rotates).await?;
         if self.shared.activity.is_read(grant.id) {
             grant.unused_refreshes = 0;
         }
@@ -404,11 +408,7 @@ impl Attempt {
     }
 
     async fn record(&self, grant: &Grant, failure: Failure) -> Result<Done, StoreError> {
-        let recorded = self
-            .shared
-            .store
-            .record_failure(grant.id, grant.generation, failure)
-            .await?;
+        let recorded = owed::record(&self.shared, grant, failure).await?;
         self.wrote(applied(recorded)).await
     }
 
@@ -531,7 +531,3 @@ fn token(readable: &Readable, shared: &Shared) -> Ended {
         None => Ended::NoToken,
     }
 }
-
-#[cfg(test)]
-#[path = "attempt_tests.rs"]
-mod tests;

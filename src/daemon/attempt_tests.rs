@@ -1,6 +1,10 @@
-use super::*;
-use crate::daemon::steps::tests::{Bench, served};
+//! Attempts whose provider changes under them.
+
 use std::collections::BTreeMap;
+
+use super::attempt::{Wanted, run};
+use super::steps_tests::{Bench, served};
+use crate::refresh::attempt::Cause;
 
 #[tokio::test]
 async fn a_grant_whose_provider_is_gone_for_a_moment_is_asked_for_again() {

@@ -1,10 +1,10 @@
 //! Changes that people ask for: import, delete, pause, resume. Each holds the grant's slot.
 
 use super::shared::{Shared, lock};
-use super::view;
 use crate::local_api::problem;
-use crate::local_api::types::{ImportAnswer, Problem};
-use crate::refresh::grant::{GrantKey, PauseReason, Standing};
+use crate::local_api::types::Problem;
+use crate::refresh::grant::{Grant, GrantKey, PauseReason, Standing};
+use crate::refresh::token::TokenSet;
 use crate::store::{By, Import, Imported, StoreError};
 
 /// What a route is told when the store can't do its part.
@@ -22,12 +22,32 @@ pub(super) async fn detached<T: Send + 'static>(
     }
 }
 
-/// Imports a grant under its slot.
+/// Imports what an app has; with `hold` it is not refreshed until it is released. Returns what became of it.
 ///
 /// A refresh token that is replaced is not revoked: at many servers it is the same authorization as the new one, and
 /// its revocation would end both (RFC 7009 §2.1 lets a server invalidate the whole grant).
-pub(super) async fn import(shared: &Shared, import: Import) -> Result<ImportAnswer, Problem> {
-    let key = import.key.clone();
+pub(super) async fn import(
+    shared: &Shared,
+    key: GrantKey,
+    tokens: TokenSet,
+    replace: bool,
+    hold: bool,
+) -> Result<(&'static str, Grant), Problem> {
+    let now = shared.clock.now();
+    let (standing, due_at) = if hold {
+        (Standing::Paused(PauseReason::Held), None)
+    } else {
+        let grant = Grant::imported(key.clone(), &tokens, now);
+        (Standing::Active, shared.providers.scheduled_at(&grant))
+    };
+    let import = Import {
+        key: key.clone(),
+        tokens,
+        due_at,
+        standing,
+        replace,
+        at: now,
+    };
     let _slot = shared.slots.acquire(&key).await;
     let mends = match import.replace {
         true => shared.store.grant(&key).await.map_err(store_problem)?,
@@ -60,10 +80,7 @@ pub(super) async fn import(shared: &Shared, import: Import) -> Result<ImportAnsw
             );
         }
     }
-    Ok(ImportAnswer {
-        result: result.to_owned(),
-        grant: view::grant(&grant),
-    })
+    Ok((result, grant))
 }
 
 /// Hides grants that are being deleted from readers. Dropped, it shows those that are still there: a delete that failed,

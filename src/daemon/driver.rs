@@ -11,10 +11,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use super::attempt;
-use super::clock::Watch;
+use super::clock::LONGEST_SLEEP;
 use super::providers::Halt;
 use super::shared::{Ended, Shared};
 use super::steps;
+use super::watch::Watch;
 use crate::refresh::attempt::Cause;
 use crate::refresh::grant::GrantId;
 use crate::refresh::horizon::{Action, Due, Schedule, Written};
@@ -84,8 +85,6 @@ pub(super) struct Look {
     pub(super) next_due_at: Option<UnixTime>,
 }
 
-/// No sleep is longer: a monotonic timer stops in suspend and does not see the wall clock step.
-const LONGEST_SLEEP: Duration = Duration::from_secs(15);
 /// A page that could not be read is asked for again after this.
 const LOAD_RETRY: Duration = Duration::from_secs(1);
 
@@ -105,14 +104,13 @@ struct Driver {
 /// Runs until every sender of events is gone.
 pub(super) async fn run(
     shared: Arc<Shared>,
-    events: UnboundedSender<Event>,
     mut inbox: UnboundedReceiver<Event>,
     max_in_flight: usize,
 ) {
     let mut driver = Driver {
         watch: Watch::new(shared.clock.clone()),
+        events: shared.driver.clone(),
         shared,
-        events,
         schedule: Schedule::new(max_in_flight),
         waiters: BTreeMap::new(),
         put_off: BTreeSet::new(),
@@ -125,6 +123,7 @@ pub(super) async fn run(
         driver.act();
         let sleep = driver.sleep();
         tokio::select! {
+            biased; // or the same seed would not be the same simulation
             event = inbox.recv() => match event {
                 Some(event) => driver.handle(event),
                 None => return,

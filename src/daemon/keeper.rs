@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::changes::{self, detached, store_problem};
 use super::import;
-use super::shared::{Shared, lock, token_of};
+use super::shared::{Shared, lock};
 use super::view;
 use crate::local_api::keeper::{EventStream, Keeper, ListRequest, Target, Token, TokenRequest};
 use crate::local_api::problem;
@@ -14,9 +14,8 @@ use crate::local_api::types::{
     ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Standing};
-use crate::refresh::reading::Read;
 use crate::refresh::time::UnixTime;
-use crate::store::{By, Filter, Import, StoreError};
+use crate::store::{By, Filter, StoreError};
 
 /// The daemon's side of the routes. Cheap to clone.
 #[derive(Clone)]
@@ -24,20 +23,7 @@ pub struct Daemon(pub(super) Arc<Shared>);
 
 impl Keeper for Daemon {
     async fn token(&self, request: TokenRequest) -> Result<Token, Problem> {
-        let readable = self.read(&request).await?;
-        let now = self.0.clock.now();
-        let provider = &request.key.provider;
-        let may_attempt = !self.0.draining() && self.0.halt(provider).is_none();
-        match readable.grant.read(request.min_ttl, may_attempt, now) {
-            Read::Serve => {
-                if may_attempt {
-                    self.refresh_behind(&request, &readable.grant, now);
-                }
-                token_of(&readable, now).ok_or_else(|| self.refusal(&readable.grant))
-            }
-            Read::Refresh => self.refreshed(&request, &readable.grant).await,
-            Read::Paused(_) | Read::NeedsAuthorization(_) => Err(self.refusal(&readable.grant)),
-        }
+        self.token_for(request).await
     }
 
     async fn refresh(
@@ -45,32 +31,7 @@ impl Keeper for Daemon {
         request: TokenRequest,
         generation: Option<u64>,
     ) -> Result<Token, Problem> {
-        let readable = self.read(&request).await?;
-        let grant = &readable.grant;
-        if let Some(generation) = generation
-            && generation > grant.generation
-        {
-            return Err(problem::bad_request(format!(
-                "generation {generation} is not known yet; the current one is {}",
-                grant.generation
-            )));
-        }
-        // Somebody has refreshed it since: the caller gets that, if it lives.
-        let superseded = generation.is_some_and(|refused| refused < grant.generation);
-        if superseded && grant.lives(self.0.clock.now()) {
-            return token_of(&readable, self.0.clock.now()).ok_or_else(|| self.refusal(grant));
-        }
-        let refreshable = matches!(
-            grant.standing,
-            Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
-        );
-        if !refreshable || !grant.has_refresh_token {
-            return match token_of(&readable, self.0.clock.now()) {
-                Some(token) if grant.lives(self.0.clock.now()) => Ok(token),
-                _ => Err(self.refusal(grant)),
-            };
-        }
-        self.refreshed(&request, grant).await
+        self.newer_token_for(request, generation).await
     }
 
     async fn import(
@@ -85,31 +46,17 @@ impl Keeper for Daemon {
         };
         let now = self.0.clock.now();
         let tokens = import::token_set(tokens, now, &live.config.policy)?;
-        let standing = if hold {
-            Standing::Paused(PauseReason::Held)
-        } else {
-            Standing::Active
-        };
-        let due_at = if hold {
-            None
-        } else {
-            Grant::imported(key.clone(), &tokens, now).scheduled_at(&live.config.policy)
-        };
-        let import = Import {
-            key,
-            tokens,
-            due_at,
-            standing,
-            replace,
-            at: now,
-        };
         let shared = self.0.clone();
         // Detached: a caller who hangs up leaves no half of it.
-        detached(async move {
+        let (result, grant) = detached(async move {
             let _open = shared.moving.change().await?;
-            changes::import(&shared, import).await
+            changes::import(&shared, key, tokens, replace, hold).await
         })
-        .await
+        .await?;
+        Ok(ImportAnswer {
+            result: result.to_owned(),
+            grant: view::grant(&grant),
+        })
     }
 
     async fn grant(&self, key: GrantKey) -> Result<GrantView, Problem> {
@@ -303,24 +250,6 @@ impl Daemon {
             self.0.store.grant(key).await.map_err(store_problem)?
         };
         found.ok_or_else(|| problem::no_such_grant(key))
-    }
-
-    pub(super) async fn grants_of(
-        &self,
-        namespace: &str,
-        user: &str,
-    ) -> Result<Vec<Grant>, Problem> {
-        let grants = self
-            .0
-            .store
-            .grants_of_user(namespace, user)
-            .await
-            .map_err(store_problem)?;
-        let deleting = lock(&self.0.deleting);
-        Ok(grants
-            .into_iter()
-            .filter(|grant| !deleting.contains(&grant.key))
-            .collect())
     }
 
     async fn change_standing(

@@ -4,7 +4,11 @@
 //! sockets; [`Handle::reload`] swaps configurations; [`Handle::stop`] drains.
 
 mod activity;
+#[cfg(test)]
+mod activity_tests;
 mod attempt;
+#[cfg(test)]
+mod attempt_tests;
 mod backup;
 mod cache;
 mod changes;
@@ -17,7 +21,10 @@ mod keeper;
 pub mod log;
 mod maintenance;
 mod moving;
+mod owed;
 mod providers;
+#[cfg(test)]
+mod providers_tests;
 mod reader;
 mod reload;
 mod revocations;
@@ -25,9 +32,15 @@ mod rotation;
 pub mod service;
 mod shared;
 mod slots;
+#[cfg(test)]
+mod slots_tests;
 mod sockets;
+mod start;
 mod steps;
+#[cfg(test)]
+mod steps_tests;
 mod view;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +53,6 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError};
 use crate::local_api::rules::SharedRules;
-use crate::refresh::policy::Rotation;
 use crate::store::{Kek, KeyError, OpenError, Options, Store, StoreError};
 
 use self::activity::Activity;
@@ -59,10 +71,6 @@ pub use self::sockets::SocketError;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Beyond the longest request deadline, a drain waits this long for the disk.
 const DISK_WAIT: Duration = Duration::from_secs(10);
-/// Activity notes that the store refused are written again after this.
-const FLUSH_RETRY: Duration = Duration::from_secs(60);
-/// How often the store's files are looked at.
-const WATCH_EVERY: Duration = Duration::from_secs(10);
 /// Requests in flight on the sockets get this long at the end of a drain.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -148,9 +156,10 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         activity: Activity::new(store.clone(), shortest.unwrap_or(Duration::MAX)),
         cache: Cache::new(config.daemon.cache_bytes),
         names: log::Names::new(config.daemon.log_users, store.clone()),
-        driver: driver.clone(),
+        driver,
         live: Default::default(),
         held: Default::default(),
+        owed: Default::default(),
         deleting: Mutex::default(),
         upkeep: Default::default(),
         rotation: Default::default(),
@@ -161,10 +170,8 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         reload_error: Mutex::default(),
         store,
     });
-    held::take_up(&shared).await?;
-    steps::look_at_start(&shared);
+    start::take_up(&shared, &live).await?;
     rotation::resume(&shared);
-    resume_replays(&shared, &config).await;
     reload::apply(&shared, &config, live).await;
     let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));
     let keeper = Arc::new(keeper::Daemon(shared.clone()));
@@ -172,17 +179,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
     sockets.serve(&config)?;
     let give_up_after = Duration::from_secs(u64::from(config.daemon.revocation_days) * 86_400);
     let maintenance = Maintenance::start(&shared, &config.maintenance, give_up_after).await?;
-    let background = vec![
-        tokio::spawn(driver::run(
-            shared.clone(),
-            driver,
-            inbox,
-            config.max_in_flight,
-        )),
-        tokio::spawn(revocations::run(shared.clone(), give_up_after)),
-        tokio::spawn(flush_activity(shared.clone())),
-        tokio::spawn(watch_store(shared.clone())),
-    ];
+    let background = start::background(&shared, inbox, config.max_in_flight, give_up_after);
     Ok(Handle {
         shared,
         config: Mutex::new(config),
@@ -223,53 +220,6 @@ fn find_key(config: &Config) -> Result<Kek, StartError> {
         return Ok(kek);
     }
     Ok(Kek::read_file(file)?)
-}
-
-/// Brings forward the requests without outcome at servers with a grace, which is short. Elsewhere they
-/// have time until their grants fall due, or have to wait even longer.
-async fn resume_replays(shared: &Shared, config: &Config) {
-    for (name, provider) in &config.providers {
-        if !matches!(provider.policy.rotation, Rotation::Grace(_)) {
-            continue;
-        }
-        match shared.store.make_marked_due(name).await {
-            Ok(ids) if ids.is_empty() => {}
-            Ok(ids) => {
-                tracing::info!(provider = %name, grants = ids.len(), "replays-resumed");
-                for id in ids {
-                    let provider = name.clone();
-                    let _ = shared.driver.send(Event::Urgent { provider, id });
-                }
-            }
-            // A store that takes no writes can begin no attempt either.
-            Err(error) => tracing::warn!(provider = %name, %error, "replays-not-resumed"),
-        }
-    }
-}
-
-async fn flush_activity(shared: Arc<Shared>) {
-    let mut pause = shared.activity.flush_every();
-    loop {
-        tokio::time::sleep(pause).await;
-        pause = shared.activity.flush_every();
-        if let Err(error) = shared.activity.flush(shared.clock.now()).await {
-            tracing::debug!(%error, "activity-not-written");
-            pause = pause.min(FLUSH_RETRY);
-        }
-    }
-}
-
-/// Notices files that were deleted or replaced also while nobody writes.
-async fn watch_store(shared: Arc<Shared>) {
-    loop {
-        tokio::time::sleep(WATCH_EVERY).await;
-        shared.store.watch();
-        // Its next write may be an hour away, and status would tell of trouble until then.
-        if shared.store.failing().is_some() {
-            // What fails still is told as before.
-            let _ = shared.store.alive().await;
-        }
-    }
 }
 
 impl Handle {

@@ -304,27 +304,3 @@ fn clear_stop(state: &mut ProviderState) {
     state.stopped_credentials = None;
     state.stopped_at = None;
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::{Kek, Options};
-
-    #[tokio::test]
-    async fn the_schedule_hears_that_a_provider_is_halted_before_the_disk_has_taken_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(Options {
-            dir: dir.path().into(),
-            kek: Kek::generate(),
-            busy_timeout: Duration::from_secs(1),
-        });
-        let (driver, mut inbox) = tokio::sync::mpsc::unbounded_channel();
-        let providers = Providers::new(store.unwrap(), driver, BTreeMap::new());
-        let mut paused = std::pin::pin!(providers.pause("acme"));
-        let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
-        let _ = paused.as_mut().poll(&mut nobody);
-        assert!(providers.state("acme").unwrap().paused);
-        let told = inbox.try_recv();
-        assert!(matches!(told, Ok(Event::ProvidersChanged { .. })));
-    }
-}

@@ -1,30 +1,86 @@
-//! What a reader gets: the living token, the one that a refresh brings, or why there is none.
+//! What a reader gets: a living token at once, else what an attempt brings while it waits, else the reason.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::changes::{self, detached, store_problem};
 use super::keeper::Daemon;
 use super::providers::Halt;
-use super::shared::{Ended, token_of};
+use super::shared::{Ended, lock, token_of};
 use crate::local_api::keeper::{Token, TokenRequest};
 use crate::local_api::problem;
 use crate::local_api::types::Problem;
 use crate::refresh::grant::{Grant, NeedsReason, PauseReason, Standing};
 use crate::refresh::policy::Mode;
+use crate::refresh::reading::Read;
 use crate::refresh::time::UnixTime;
 use crate::store::{By, Readable};
 
 /// Without a better idea, a caller should come back after this.
 const RETRY_SOON: Duration = Duration::from_secs(1);
+
 /// A stopped provider waits for an admin.
 const STOPPED_RETRY: Duration = Duration::from_secs(60);
 /// A restart takes about this long.
 const DRAINED_RETRY: Duration = Duration::from_secs(5);
 
 impl Daemon {
+    /// Answers a reader: a living token at once, else what an attempt brings in time.
+    pub(super) async fn token_for(&self, request: TokenRequest) -> Result<Token, Problem> {
+        let readable = self.read(&request).await?;
+        let now = self.0.clock.now();
+        let provider = &request.key.provider;
+        let may_attempt = !self.0.draining() && self.0.halt(provider).is_none();
+        match readable.grant.read(request.min_ttl, may_attempt, now) {
+            Read::Serve => {
+                if may_attempt {
+                    self.refresh_behind(&request, &readable.grant, now);
+                }
+                token_of(&readable, now).ok_or_else(|| self.refusal(&readable.grant))
+            }
+            Read::Refresh => self.refreshed(&request, &readable.grant).await,
+            Read::Paused(_) | Read::NeedsAuthorization(_) => Err(self.refusal(&readable.grant)),
+        }
+    }
+
+    /// Answers a caller whose API refused `generation`, or whatever is current.
+    pub(super) async fn newer_token_for(
+        &self,
+        request: TokenRequest,
+        generation: Option<u64>,
+    ) -> Result<Token, Problem> {
+        let readable = self.read(&request).await?;
+        let grant = &readable.grant;
+        if let Some(generation) = generation
+            && generation > grant.generation
+        {
+            return Err(problem::bad_request(format!(
+                "generation {generation} is not known yet; the current one is {}",
+                grant.generation
+            )));
+        }
+        // Somebody has refreshed it since: the caller gets that, if it lives.
+        let superseded = generation.is_some_and(|refused| refused < grant.generation);
+        if superseded && grant.lives(self.0.clock.now()) {
+            return token_of(&readable, self.0.clock.now()).ok_or_else(|| self.refusal(grant));
+        }
+        let refreshable = matches!(
+            grant.standing,
+            Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
+        );
+        if !refreshable || !grant.has_refresh_token {
+            return match token_of(&readable, self.0.clock.now()) {
+                Some(token) if grant.lives(self.0.clock.now()) => Ok(token),
+                _ => Err(self.refusal(grant)),
+            };
+        }
+        self.refreshed(&request, grant).await
+    }
+
     /// Finds what a reader reads, notes the read, and wakes a user who is back.
-    pub(super) async fn read(&self, request: &TokenRequest) -> Result<Arc<Readable>, Problem> {
+    async fn read(&self, request: &TokenRequest) -> Result<Arc<Readable>, Problem> {
         let key = &request.key;
         let found = self.0.readable(key).await.map_err(store_problem)?;
         let Some(readable) = found else {
@@ -42,23 +98,34 @@ impl Daemon {
         if readable.grant.standing != away && readable.grant.standing != unused {
             return Ok(readable);
         }
-        // This one first, for this caller; the user's others behind its back.
-        self.wake(&readable.grant).await?;
-        let daemon = self.clone();
-        let (namespace, user) = (key.namespace.clone(), key.user.clone());
-        tokio::spawn(async move {
-            if let Ok(grants) = daemon.grants_of(&namespace, &user).await {
-                // What can't be resumed now is resumed by its own next read.
-                let _ = daemon.wake_user(&grants, false).await;
-            }
-        });
+        let woken = self.wake_behind(&readable.grant);
+        if readable.grant.lives(self.0.clock.now()) {
+            return Ok(readable); // whether or not the disk takes it now (I4)
+        }
+        let _ = woken.await;
         let found = self.0.readable(key).await.map_err(store_problem)?;
         found.ok_or_else(|| problem::no_such_grant(key))
     }
 
+    /// Resumes a grant, and then the user's others, behind its reader's back. Returns what tells when the first is done.
+    /// What can't be resumed now is resumed by its own next read.
+    fn wake_behind(&self, grant: &Grant) -> oneshot::Receiver<()> {
+        let (done, woken) = oneshot::channel();
+        let (daemon, grant) = (self.clone(), grant.clone());
+        tokio::spawn(async move {
+            let _ = daemon.wake(&grant).await;
+            let _ = done.send(());
+            let (namespace, user) = (&grant.key.namespace, &grant.key.user);
+            if let Ok(grants) = daemon.grants_of(namespace, user).await {
+                let _ = daemon.wake_user(&grants, false).await;
+            }
+        });
+        woken
+    }
+
     /// Begins the refresh of an on-demand grant whose reader has found it inside its margin. The reader does not
     /// wait: the token it gets is good for long enough.
-    pub(super) fn refresh_behind(&self, request: &TokenRequest, grant: &Grant, now: UnixTime) {
+    fn refresh_behind(&self, request: &TokenRequest, grant: &Grant, now: UnixTime) {
         let live = self.0.providers.find(&request.key.provider);
         let Some(live) = live.filter(|live| live.config.policy.mode == Mode::OnDemand) else {
             return;
@@ -74,11 +141,7 @@ impl Daemon {
     }
 
     /// Joins or starts an attempt and waits for it as long as the caller does.
-    pub(super) async fn refreshed(
-        &self,
-        request: &TokenRequest,
-        grant: &Grant,
-    ) -> Result<Token, Problem> {
+    async fn refreshed(&self, request: &TokenRequest, grant: &Grant) -> Result<Token, Problem> {
         let not_before = self.0.providers.not_before(&request.key.provider);
         let now = self.0.clock.now();
         // What can't begin within the caller's patience is known to end in nothing.
@@ -110,7 +173,7 @@ impl Daemon {
     }
 
     /// Says why there is no living token to answer with.
-    pub(super) fn refusal(&self, grant: &Grant) -> Problem {
+    fn refusal(&self, grant: &Grant) -> Problem {
         let since = grant.standing_since;
         match grant.standing {
             Standing::NeedsAuthorization(_) => {
@@ -162,6 +225,24 @@ impl Daemon {
             .map_or(RETRY_SOON, |at| at.since(now));
         let failure = grant.last_failure.as_deref().unwrap_or("still running");
         problem::refresh_failed(failure, again.max(RETRY_SOON))
+    }
+
+    pub(super) async fn grants_of(
+        &self,
+        namespace: &str,
+        user: &str,
+    ) -> Result<Vec<Grant>, Problem> {
+        let grants = self
+            .0
+            .store
+            .grants_of_user(namespace, user)
+            .await
+            .map_err(store_problem)?;
+        let deleting = lock(&self.0.deleting);
+        Ok(grants
+            .into_iter()
+            .filter(|grant| !deleting.contains(&grant.key))
+            .collect())
     }
 
     /// Resumes what absence paused among a user's grants: those of the whole user, and with `unused`

@@ -39,6 +39,7 @@ pub(super) async fn run(shared: Arc<Shared>, give_up_after: Duration) {
         }
         let sleep = again_at.map_or(LOOK_EVERY, |at: UnixTime| at.since(now).min(LOOK_EVERY));
         tokio::select! {
+            biased;
             () = shared.revocations.notified() => {}
             () = tokio::time::sleep(sleep) => {}
             Some(Ok((provider, again))) = running.join_next() => {

@@ -16,6 +16,7 @@ use super::events::Live;
 use super::held::Held;
 use super::log::Names;
 use super::moving::Moving;
+use super::owed::Owed;
 use super::providers::{Halt, Providers};
 use super::rotation::Progress;
 use super::slots::SlotTable;
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     pub(super) driver: UnboundedSender<Event>,
     pub(super) held: Held,
     pub(super) live: Live,
+    pub(super) owed: Owed,
     /// Grants whose deletion has been asked for: unreadable at once.
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
     /// Whoever works through the whole store: one at a time.
@@ -100,6 +102,7 @@ impl Shared {
     pub(super) fn gone(&self, grant: &Grant) {
         self.cache.forget(&grant.key);
         self.activity.take_read(grant.id);
+        self.owed.forget(grant.id);
         let _ = self.driver.send(Event::Written {
             provider: grant.key.provider.clone(),
             written: gone(grant.id),

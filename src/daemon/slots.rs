@@ -13,9 +13,9 @@ use crate::refresh::slots::{Slots, Ticket};
 pub(super) struct SlotTable(Arc<Mutex<Table>>);
 
 #[derive(Default)]
-struct Table {
-    slots: Slots,
-    wakers: BTreeMap<Ticket, oneshot::Sender<()>>,
+pub(super) struct Table {
+    pub(super) slots: Slots,
+    pub(super) wakers: BTreeMap<Ticket, oneshot::Sender<()>>,
 }
 
 /// A place in a slot's queue; leaves it when dropped, so that neither a panic nor a caller who went away
@@ -51,7 +51,7 @@ impl SlotTable {
         slot
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,51 +66,5 @@ impl Drop for Slot {
             // A waiter that has gone leaves the queue by its own drop.
             let _ = waker.send(());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key() -> GrantKey {
-        GrantKey {
-            namespace: "default".into(),
-            user: "ann".into(),
-            provider: "box".into(),
-            account: String::new(),
-        }
-    }
-
-    #[tokio::test]
-    async fn the_next_in_line_holds_the_slot_when_the_holder_leaves() {
-        let table = SlotTable::default();
-        let first = table.acquire(&key()).await;
-        let waiting = tokio::spawn({
-            let table = table.clone();
-            async move { table.acquire(&key()).await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        drop(first);
-        drop(waiting.await.unwrap());
-        drop(table.acquire(&key()).await);
-    }
-
-    #[tokio::test]
-    async fn a_waiter_that_gives_up_blocks_nobody() {
-        let table = SlotTable::default();
-        let first = table.acquire(&key()).await;
-        let given_up = tokio::spawn({
-            let table = table.clone();
-            async move { table.acquire(&key()).await }
-        });
-        tokio::task::yield_now().await;
-        given_up.abort();
-        assert!(given_up.await.is_err());
-        drop(first);
-        drop(table.acquire(&key()).await);
-        assert_eq!(table.lock().slots.held(), 0);
-        assert!(table.lock().wakers.is_empty());
     }
 }

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clock::{SMALLEST_STEP, Step};
 use super::driver::Event;
 use super::shared::Shared;
+use super::watch::{SMALLEST_STEP, Step};
 use crate::refresh::grant::{Grant, GrantId};
 use crate::refresh::time::UnixTime;
 use crate::store::{Cas, StoreError};
@@ -113,7 +113,3 @@ async fn restamp(shared: &Shared, by: Duration) -> Result<(), StoreError> {
     }
     shared.store.restamp_rest(shared.clock.now()).await
 }
-
-#[cfg(test)]
-#[path = "steps_tests.rs"]
-pub(super) mod tests;

@@ -15,7 +15,7 @@ use crate::daemon::keeper::Daemon;
 use crate::daemon::{Handle, start_with, view};
 use crate::local_api::keeper::{Keeper, Token, TokenRequest};
 use crate::local_api::types::Problem;
-use crate::refresh::grant::{GrantKey, Standing};
+use crate::refresh::grant::{Grant, GrantKey, Standing};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);

@@ -27,3 +27,6 @@ pub mod server;
 #[cfg(test)]
 mod tests;
 pub mod types;
+
+#[doc(hidden)]
+pub use request::read_token_request;

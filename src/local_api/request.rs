@@ -140,6 +140,29 @@ pub(super) fn namespace(headers: &HeaderMap) -> Result<Option<String>, Problem> 
     Ok(Some(text.into()))
 }
 
+/// Reads a request target and a namespace header with what the routes read theirs, for the fuzzer.
+///
+/// # Errors
+/// Whatever is not understood, as the caller would be told.
+#[doc(hidden)]
+pub fn read_token_request(target: &str, namespace_header: Option<&[u8]>) -> Result<(), Problem> {
+    let uri: Uri = target
+        .parse()
+        .map_err(|_| problem::bad_request("the request target is no URI"))?;
+    Names::of(uri.path())?;
+    let query = Query::of(&uri, &["min_ttl", "wait", "activity", "provider"])?;
+    query.whole("min_ttl", 0..=86_400)?;
+    query.whole("wait", 0..=u64::MAX)?;
+    query.flag("activity")?;
+    query.name("provider")?;
+    let mut headers = HeaderMap::new();
+    if let Some(value) = namespace_header.map(hyper::header::HeaderValue::from_bytes) {
+        let value = value.map_err(|_| problem::bad_request("the header is no header"))?;
+        headers.insert(NAMESPACE_HEADER, value);
+    }
+    namespace(&headers).map(drop)
+}
+
 /// A query, of which every parameter is known to its route and given once.
 #[derive(Debug)]
 pub(super) struct Query(Vec<(String, String)>);

@@ -288,7 +288,11 @@ impl Grant {
             .map_or(refused_since, |at| at.max(refused_since));
         now.since(nothing_left_since) > policy.refuse_after
             && self.failures >= policy::REFUSALS_BELIEVED
-            && served_at.is_some_and(|at| at > refused_since)
+            && served_at.is_some_and(|at| {
+                // Since the refusal before this one, and lately: it may have trouble with everybody by now.
+                Some(at) > self.attempted_at.max(Some(refused_since))
+                    && now.since(at) < policy.refuse_after
+            })
     }
 
     fn commit(

@@ -613,6 +613,31 @@ fn an_unexplained_refusal_is_believed_only_a_day_past_expiry_while_others_are_se
 }
 
 #[test]
+fn a_provider_that_serves_nobody_any_more_is_not_believed() {
+    let believed = |attempted: Duration, served: Duration| {
+        let mut grant = refused_grant(9 * DAY, 9 * DAY, 20);
+        grant.attempted_at = Some(NOW - attempted);
+        let (effect, _) = grant.settle(
+            &for_now(400, None),
+            &RefreshToken::new("r"),
+            Some(NOW - served),
+            NOW,
+            &policy(),
+            0,
+        );
+        effect == Effect::NeedsAuthorization(NeedsReason::Refused)
+    };
+    assert!(believed(secs(3600), secs(3599)));
+    assert!(
+        !believed(secs(3600), secs(3600)),
+        "not since the refusal before"
+    );
+    // A grant that is asked for once in two days, on demand.
+    assert!(believed(2 * DAY, DAY - secs(1)));
+    assert!(!believed(2 * DAY, DAY), "not lately");
+}
+
+#[test]
 fn only_an_unexplained_refusal_is_a_verdict_however_long_it_went_on() {
     let grant = refused_grant(9 * DAY, 9 * DAY, 99);
     for outcome in [

@@ -11,7 +11,7 @@
 //! | `open`, `schema` | what happens at start, in which order; tables and migrations |
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
-//! | `rows` | a grant's row, read and opened |
+//! | `rows`, `stored_row` | a grant's row, read and opened; the same from bytes nobody vouches for |
 //! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
 
 mod activity;
@@ -43,6 +43,7 @@ mod schema;
 mod seal;
 mod session;
 mod spill;
+mod stored_row;
 #[cfg(test)]
 mod tests;
 mod wrapping;
@@ -67,6 +68,8 @@ pub use restamp::Restamper;
 pub use revocations::{RevocationId, RevocationJob};
 pub use rotation::{Keys, Page, Place, Retired, RotationError};
 pub use schedule::{Filter, Rescheduler};
+#[doc(hidden)]
+pub use stored_row::{opens_as_sealed, read_untrusted_row};
 
 use erasures::Erasures;
 use keyring::SharedKeyring;

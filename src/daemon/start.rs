@@ -1,0 +1,98 @@
+//! What a life of the daemon begins with, in an order that matters.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+
+use super::clock::WATCH_EVERY;
+use super::driver::{self, Event};
+use super::held;
+use super::providers::Live;
+use super::revocations;
+use super::shared::Shared;
+use super::steps;
+use crate::refresh::policy::Rotation;
+use crate::store::StoreError;
+
+/// Activity notes that the store refused are written again after this.
+const FLUSH_RETRY: Duration = Duration::from_secs(60);
+
+/// Takes up what an earlier life left, before anything else may touch a grant.
+///
+/// # Errors
+///
+/// The store can't be read.
+pub(super) async fn take_up(
+    shared: &Arc<Shared>,
+    live: &BTreeMap<String, Arc<Live>>,
+) -> Result<(), StoreError> {
+    held::take_up(shared).await?;
+    steps::look_at_start(shared);
+    resume_replays(shared, live).await;
+    Ok(())
+}
+
+/// Brings forward the requests without outcome at servers with a grace, which is short. Elsewhere they
+/// have time until their grants fall due, or have to wait even longer.
+async fn resume_replays(shared: &Shared, live: &BTreeMap<String, Arc<Live>>) {
+    for (name, live) in live {
+        if !matches!(live.config.policy.rotation, Rotation::Grace(_)) {
+            continue;
+        }
+        match shared.store.make_marked_due(name).await {
+            Ok(ids) if ids.is_empty() => {}
+            Ok(ids) => {
+                tracing::info!(provider = %name, grants = ids.len(), "replays-resumed");
+                for id in ids {
+                    let provider = name.clone();
+                    let _ = shared.driver.send(Event::Urgent { provider, id });
+                }
+            }
+            // A store that takes no writes can begin no attempt either.
+            Err(error) => tracing::warn!(provider = %name, %error, "replays-not-resumed"),
+        }
+    }
+}
+
+/// Begins what runs until the daemon ends: the schedule, revocations, and writing who was active.
+pub(super) fn background(
+    shared: &Arc<Shared>,
+    inbox: UnboundedReceiver<Event>,
+    max_in_flight: usize,
+    give_up_revocations_after: Duration,
+) -> Vec<JoinHandle<()>> {
+    vec![
+        tokio::spawn(driver::run(shared.clone(), inbox, max_in_flight)),
+        tokio::spawn(revocations::run(shared.clone(), give_up_revocations_after)),
+        tokio::spawn(flush_activity(shared.clone())),
+        tokio::spawn(watch_store(shared.clone())),
+    ]
+}
+
+async fn flush_activity(shared: Arc<Shared>) {
+    let mut pause = shared.activity.flush_every();
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = shared.activity.flush_every();
+        if let Err(error) = shared.activity.flush(shared.clock.now()).await {
+            tracing::debug!(%error, "activity-not-written");
+            pause = pause.min(FLUSH_RETRY);
+        }
+    }
+}
+
+/// Notices files that were deleted or replaced also while nobody writes.
+async fn watch_store(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        shared.store.watch();
+        // Its next write may be an hour away, and status would tell of trouble until then.
+        if shared.store.failing().is_some() {
+            // What fails still is told as before.
+            let _ = shared.store.alive().await;
+        }
+    }
+}

@@ -6,6 +6,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::daemon::{Config, grant_path, token_path};
@@ -93,7 +94,12 @@ impl Host {
         let config = Config::new()
             .refresh("margin = \"30m\"")
             .provider("acme", &server, "rotation = \"strict\"")
-            .provider("still", &server, "rotation = \"none\"");
+            .provider("still", &server, "rotation = \"none\"")
+            .provider(
+                "brief",
+                &server,
+                "rotation = \"grace\"\ngrace = \"60s\"\nrefresh = \"on-demand\"",
+            );
         let disk = Disk::mount(&config.state_dir())?;
         let freshd = Freshd::start(config).await;
         Some(Host {
@@ -589,4 +595,39 @@ async fn a_user_who_comes_back_does_not_wait_for_the_disk_while_the_token_lives(
 
     other.execute_batch("ROLLBACK").unwrap();
     freshd.wait_for_state("anna", "acme", "active").await;
+}
+
+#[tokio::test]
+async fn a_replay_waits_for_a_disk_that_is_full_at_the_start_no_longer_than_the_disk_is() {
+    let Some(mut host) = Host::start().await else {
+        return;
+    };
+    let rotating = Rotating::new(3600).with_grace(Duration::from_secs(60));
+    let (mut rules, held) = (rotating.script(), host.gate.clone());
+    host.server
+        .answer_with(move |request| rules(request).held_by(&held));
+    let anna = rotating.issue("anna");
+    host.freshd
+        .import("anna", "brief", &anna.import_expired())
+        .await;
+    let refresh = format!("{}/refresh?wait=0", grant_path("anna", "brief"));
+    let asked = host
+        .freshd
+        .post(&refresh, &json!({ "generation": 1 }))
+        .await;
+    assert_eq!(asked.status, 503, "{}", asked.text);
+    host.server.nth_refresh(1).await;
+    host.freshd.kill().await;
+    host.disk.fill(0);
+    host.freshd.start_again().await;
+    host.freshd.wait_for_log("replays-not-resumed").await;
+    assert_eq!(host.server.refreshes().len(), 1);
+
+    host.disk.empty();
+    host.gate.open();
+
+    // Nobody asks, and on demand nothing is due.
+    host.freshd.wait_for_generation("anna", "brief", 2).await;
+    assert_eq!(host.server.refreshes().len(), 2);
+    assert_eq!(rotating.superseded_presented_outside_grace(), 0);
 }

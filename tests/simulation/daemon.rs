@@ -114,13 +114,15 @@ mod moving {
     #[derive(Default)]
     pub(super) struct Moving;
 
+    pub(super) struct Open;
+
     impl Moving {
         pub(super) fn begun(&self) -> bool {
             false
         }
 
-        pub(super) async fn change(&self) -> Result<(), Problem> {
-            Ok(())
+        pub(super) async fn change(&self) -> Result<Open, Problem> {
+            Ok(Open)
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use freshd::refresh::grant::{GrantKey, Standing};
+use freshd::refresh::grant::{Grant, GrantKey, Standing};
 use freshd::refresh::policy::Mode;
+use freshd::refresh::time::UnixTime;
 
 use crate::daemon::Daemon;
 use crate::executor::WORLD;
@@ -196,6 +197,16 @@ async fn watch(world: Rc<World>) {
         for row in world.durable.borrow().rows.values() {
             let grant = &row.grant;
             let provider = grant.key.provider.as_str();
+            if now - sound_since > LATEST && is_ahead(grant, wall) {
+                witness.broken(format!(
+                    "{:?} has stamps from the future: {grant:?}",
+                    grant.id
+                ));
+            }
+            let scheduled = world.provider(provider).policy.mode == Mode::Scheduled;
+            if scheduled && world.knobs.clock_steps.is_none() && is_given_up(grant, wall) {
+                witness.broken(format!("{:?} is tried no more: {grant:?}", grant.id));
+            }
             let (Some(due_at), Some(clear_since)) = (grant.due_at, witness.clear_since(provider))
             else {
                 continue;
@@ -219,4 +230,16 @@ async fn watch(world: Rc<World>) {
             }
         }
     }
+}
+
+fn is_ahead(grant: &Grant, wall: UnixTime) -> bool {
+    let obtained_at = grant.access.as_ref().map(|access| access.obtained_at);
+    let newest = obtained_at.max(grant.attempted_at);
+    newest.is_some_and(|at| at.since(wall) > Duration::from_secs(2))
+}
+
+/// Whether an active grant that fails waits for longer than the longest backoff, and its token ends before that.
+fn is_given_up(grant: &Grant, wall: UnixTime) -> bool {
+    let latest = grant.expires_at().max(Some(wall + 2 * HOUR));
+    grant.standing == Standing::Active && grant.failures > 0 && grant.due_at > latest
 }

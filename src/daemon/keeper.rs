@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::changes::{self, detached, store_problem};
 use super::import;
+use super::scrape;
 use super::shared::{Shared, lock};
 use super::view;
 use crate::local_api::keeper::{EventStream, Keeper, ListRequest, Target, Token, TokenRequest};
@@ -23,7 +24,10 @@ pub struct Daemon(pub(super) Arc<Shared>);
 
 impl Keeper for Daemon {
     async fn token(&self, request: TokenRequest) -> Result<Token, Problem> {
-        self.token_for(request).await
+        let numbers = self.0.metrics.of(&request.key.provider);
+        let token = self.token_for(request).await?;
+        numbers.served();
+        Ok(token)
     }
 
     async fn refresh(
@@ -31,7 +35,10 @@ impl Keeper for Daemon {
         request: TokenRequest,
         generation: Option<u64>,
     ) -> Result<Token, Problem> {
-        self.newer_token_for(request, generation).await
+        let numbers = self.0.metrics.of(&request.key.provider);
+        let token = self.newer_token_for(request, generation).await?;
+        numbers.served();
+        Ok(token)
     }
 
     async fn import(
@@ -231,6 +238,10 @@ impl Keeper for Daemon {
 
     async fn rotate_key(&self) -> Result<KeysView, Problem> {
         self.begin_rotation().await
+    }
+
+    async fn metrics(&self) -> String {
+        scrape::page(&self.0).await
     }
 
     async fn healthy(&self) -> Result<(), Problem> {

@@ -98,6 +98,7 @@ pub(super) async fn apply(
     config: &Config,
     live: BTreeMap<String, Arc<Live>>,
 ) {
+    shared.metrics.configure(live.keys());
     for provider in shared.providers.configure(live).await {
         tracing::info!(%provider, reason = "the credentials have changed", "provider-resumed");
     }
@@ -192,6 +193,11 @@ pub(super) fn fixed_at_start(running: &Config, new: &Config) -> Vec<&'static str
     check("daemon.cache", running.cache_bytes != new.cache_bytes);
     check("daemon.log-users", running.log_users != new.log_users);
     check("daemon.log-level", running.log_level != new.log_level);
+    check("daemon.log-format", running.log_format != new.log_format);
+    check(
+        "daemon.metrics-listen",
+        running.metrics_listen != new.metrics_listen,
+    );
     check(
         "daemon.revocation-days",
         running.revocation_days != new.revocation_days,

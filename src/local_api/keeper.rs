@@ -169,6 +169,8 @@ pub trait Keeper: Send + Sync + 'static {
     ) -> impl Future<Output = Result<BackupAnswer, Problem>> + Send;
     /// Begins a rotation of the data key.
     fn rotate_key(&self) -> impl Future<Output = Result<KeysView, Problem>> + Send;
+    /// Every metric, as Prometheus reads it ([`crate::metrics`]).
+    fn metrics(&self) -> impl Future<Output = String> + Send;
     /// Whether the daemon is alive: scheduler and writer both make progress.
     fn healthy(&self) -> impl Future<Output = Result<(), Problem>> + Send;
 }

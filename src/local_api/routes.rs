@@ -20,6 +20,7 @@ use super::types::{
     BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportRequest, KeysView,
     Problem, ProviderList, RefreshRequest, Status, UserView,
 };
+use crate::metrics::CONTENT_TYPE;
 use crate::refresh::grant::GrantKey;
 
 /// What a reader gets at least, unless it says otherwise: enough for one API call.
@@ -172,6 +173,7 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
         .route("/v1/grants", get(list::<K>))
         .route("/v1/status", get(status::<K>))
         .route("/v1/providers", get(providers::<K>))
+        .route("/metrics", get(metrics::<K>))
         .route("/v1/backup", post(backup::<K>))
         .route("/v1/keys/rotate", post(rotate_key::<K>));
     for target in [
@@ -464,6 +466,12 @@ async fn status<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Answer<Status> {
 async fn providers<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Answer<ProviderList> {
     Query::none(&uri)?;
     Ok(Json(api.keeper.providers().await?))
+}
+
+async fn metrics<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Result<Response, Problem> {
+    Query::none(&uri)?;
+    let content_type = [(hyper::header::CONTENT_TYPE, CONTENT_TYPE)];
+    Ok((content_type, api.keeper.metrics().await).into_response())
 }
 
 async fn backup<K: Keeper>(State(api): Shared<K>, request: Request) -> Answer<BackupAnswer> {

@@ -224,6 +224,16 @@ impl Store {
         self.inner.writer.failing().or_else(now)
     }
 
+    /// Returns the free bytes on the store's file system, where it says.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.inner.disk.free_bytes()
+    }
+
+    /// Returns how many changes wait for the writer.
+    pub fn queued(&self) -> usize {
+        self.inner.writer.queued()
+    }
+
     /// Writes what is queued, empties the log, closes the database and frees the state directory.
     ///
     /// Every verb answers [`StoreError::Closed`] from then on.

@@ -270,6 +270,11 @@ impl Keeper for Recorder {
         Ok(Box::pin(stream::once(async { now }).chain(later)))
     }
 
+    async fn metrics(&self) -> String {
+        self.note("metrics".into());
+        "# metrics\n".into()
+    }
+
     async fn healthy(&self) -> Result<(), Problem> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(problem::draining(Duration::from_secs(3)));

@@ -150,9 +150,11 @@ impl Prometheus {
         let address = within("Prometheus to listen", async {
             loop {
                 let line = log.next_line().await.unwrap().expect("Prometheus runs");
-                if let Some((_, rest)) = line.split_once("address=127.0.0.1:") {
-                    break format!("127.0.0.1:{}", rest.split_whitespace().next().unwrap());
-                }
+                // It says before that at which address it tries to.
+                let Some((_, rest)) = line.split_once("msg=\"Listening on\" address=") else {
+                    continue;
+                };
+                break rest.split_whitespace().next().unwrap().to_owned();
             }
         })
         .await;

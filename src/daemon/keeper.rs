@@ -3,15 +3,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::audit;
 use super::changes::{self, detached, store_problem};
 use super::import;
 use super::scrape;
 use super::shared::{Shared, lock};
 use super::view;
-use crate::local_api::keeper::{EventStream, Keeper, ListRequest, Target, Token, TokenRequest};
+use crate::local_api::keeper::{
+    AuditRequest, Audited, EventStream, Keeper, ListRequest, Target, Token, TokenRequest,
+};
 use crate::local_api::problem;
 use crate::local_api::types::{
-    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
+    AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
     ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Standing};
@@ -238,6 +241,17 @@ impl Keeper for Daemon {
 
     async fn rotate_key(&self) -> Result<KeysView, Problem> {
         self.begin_rotation().await
+    }
+
+    fn audit(&self, what: Audited) {
+        if what.action == Audited::REFUSED {
+            self.0.metrics.peer_refused();
+        }
+        audit::tell(&self.0, what);
+    }
+
+    async fn audited(&self, request: AuditRequest) -> Result<AuditList, Problem> {
+        self.notes(request).await
     }
 
     async fn metrics(&self) -> String {

@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::audit;
 use super::journal::{self, Journal};
 use super::outages::{self, Told};
 use super::shared::{Shared, lock};
@@ -83,13 +84,14 @@ fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
         .is_some_and(|(dev, ino)| dev.parse() == Ok(device) && ino.parse() == Ok(inode))
 }
 
-/// How often outages are looked at.
-const OUTAGES_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked whether counts are to be told.
+const COUNTS_EVERY: Duration = Duration::from_secs(5);
 
-/// Tells of outages until the daemon ends: what was not told in full.
-pub(super) async fn tell_outages(shared: Arc<Shared>) {
+/// Tells of outages, and of what the audit counts, until the daemon ends: what was not told in full.
+pub(super) async fn tell_counts(shared: Arc<Shared>) {
     loop {
-        tokio::time::sleep(OUTAGES_EVERY).await;
+        tokio::time::sleep(COUNTS_EVERY).await;
+        audit::tell_repeats(&shared, false).await;
         let lines = lock(&shared.outages).due(shared.clock.running());
         for outages::Line {
             provider,
@@ -127,10 +129,15 @@ impl Names {
 
     /// Returns the name for a grant's user: itself, or a short keyed hash that stays the same while the keyring does.
     pub(super) fn user(&self, key: &GrantKey) -> Shown {
+        self.of(&key.namespace, &key.user)
+    }
+
+    /// Returns the name for a user of a namespace.
+    pub(super) fn of(&self, namespace: &str, user: &str) -> Shown {
         match self.how {
-            LogUsers::Plain => Shown(key.user.clone()),
+            LogUsers::Plain => Shown(user.to_owned()),
             LogUsers::Hash => {
-                let name = format!("{}\n{}", key.namespace, key.user);
+                let name = format!("{namespace}\n{user}");
                 let digest = self.store.fingerprint("user", name.as_bytes());
                 let hex = digest.iter().take(6).map(|byte| format!("{byte:02x}"));
                 Shown(format!("u-{}", hex.collect::<String>()))

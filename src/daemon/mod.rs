@@ -9,6 +9,7 @@ mod activity_tests;
 mod attempt;
 #[cfg(test)]
 mod attempt_tests;
+mod audit;
 mod backup;
 mod cache;
 mod changes;
@@ -170,6 +171,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         owed: Default::default(),
         deleting: Mutex::default(),
         outages: Mutex::default(),
+        audit: Default::default(),
         upkeep: Default::default(),
         rotation: Default::default(),
         moving: Default::default(),
@@ -193,7 +195,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
     let give_up_after = Duration::from_secs(u64::from(config.daemon.revocation_days) * 86_400);
     let maintenance = Maintenance::start(&shared, &config.maintenance, give_up_after).await?;
     let mut background = start::background(&shared, inbox, config.max_in_flight, give_up_after);
-    background.push(tokio::spawn(log::tell_outages(shared.clone())));
+    background.push(tokio::spawn(log::tell_counts(shared.clone())));
     if let Some(listener) = scrapes {
         background.push(tokio::spawn(metrics_listener::run(
             shared.clone(),
@@ -289,6 +291,7 @@ impl Handle {
             apps = config.apps.len(),
             "reloaded"
         );
+        audit::tell(&self.shared, reload::audited(&config));
         for key in fixed {
             tracing::warn!(key, "needs-restart");
         }
@@ -325,6 +328,7 @@ impl Handle {
         if let Err(error) = shared.activity.flush(shared.clock.now()).await {
             tracing::warn!(%error, "activity-not-written");
         }
+        audit::tell_repeats(shared, true).await;
         shared.store.close().await;
         tracing::info!("stopped");
     }

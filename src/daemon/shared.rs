@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot};
 
 use super::activity::Activity;
+use super::audit::Audit;
 use super::cache::Cache;
 use super::clock::Clock;
 use super::driver::{Event, Waiter};
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     pub(super) held: Held,
     pub(super) live: Live,
     pub(super) owed: Owed,
+    pub(super) audit: Audit,
     /// Failures that are told together.
     pub(super) outages: Mutex<Outages>,
     /// Grants whose deletion has been asked for: unreadable at once.

@@ -12,10 +12,11 @@
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
 //! | `rows`, `stored_row` | a grant's row, read and opened; the same from bytes nobody vouches for |
-//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
+mod audit;
 mod backup;
 mod checkpoint;
 mod erasures;
@@ -53,6 +54,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 pub use attempts::{Cas, Failure, TokenCommit};
+pub use audit::{AuditFilter, AuditNote};
 pub use backup::{BackedUp, BackupError};
 pub use events::{EventKind, EventPage, KeptEvent};
 pub use fingerprints::Short;

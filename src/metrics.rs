@@ -104,8 +104,8 @@ metrics! {
         "Revocations that no provider has answered yet.";
     EVENT_STREAMS = "freshd_event_streams", Gauge, "streams", [],
         "Streams of events that are open.";
-    PEERS_REFUSED = "freshd_peers_refused_total", Counter, "refusals", [],
-        "Connections and requests of peers that no rule admits.";
+    PEERS_REFUSED = "freshd_peers_refused_total", Counter, "connections", [],
+        "Connections of peers that no rule admits.";
 }
 
 /// How a refresh request can end, as [`ATTEMPTS`] labels it.
@@ -266,7 +266,7 @@ impl Registry {
         }
     }
 
-    /// Counts a connection or a request of a peer that no rule admits.
+    /// Counts a connection of a peer that no rule admits.
     pub fn peer_refused(&self) {
         self.peers_refused.fetch_add(1, Ordering::Relaxed);
     }

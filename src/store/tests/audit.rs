@@ -14,11 +14,11 @@ fn note(action: &str, user: &str, seconds: i64) -> AuditNote {
 }
 
 /// The seconds of the notes that a filter finds, the newest first.
-async fn found(store: &Store, filter: AuditFilter, limit: usize) -> Vec<i64> {
+async fn found(store: &Store, filter: AuditFilter, limit: usize) -> Vec<u64> {
     let notes = store.notes(filter, limit).await.unwrap();
     let seconds = notes
         .iter()
-        .map(|(_, note)| note.last_at.as_millis() / 1000);
+        .map(|(_, note)| note.last_at.since(at(0)).as_secs());
     seconds.collect()
 }
 

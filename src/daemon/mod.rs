@@ -24,8 +24,8 @@ pub mod log;
 mod maintenance;
 mod metrics_listener;
 mod moving;
-mod owed;
 mod outages;
+mod owed;
 mod providers;
 #[cfg(test)]
 mod providers_tests;

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may name after `crate::`, besides itself. `daemon` and `demo` may see everything.
-const MAY_IMPORT: [(&str, &[&str]); 7] = [
+const MAY_IMPORT: [(&str, &[&str]); 8] = [
     ("refresh", &[]),
+    ("metrics", &[]),
     ("profile", &["refresh"]),
     ("config", &["refresh", "profile"]),
     ("store", &["refresh"]),
     ("token_endpoint", &["refresh", "profile"]),
-    ("local_api", &["refresh", "profile"]),
+    ("local_api", &["refresh", "profile", "metrics"]),
     // Points in time, to show them; and what works without a daemon: the key, and restoring, with the clock for it.
     (
         "ctl",

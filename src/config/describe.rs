@@ -28,6 +28,11 @@ pub struct Description {
     pub log_level: String,
     /// `plain` or `hash`.
     pub log_users: &'static str,
+    /// `auto`, `text` or `json`.
+    pub log_format: &'static str,
+    /// The loopback address of `/metrics`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<String>,
     /// How many days a revocation is tried.
     pub revocation_days: u32,
     /// Requests at once, over all providers.
@@ -150,6 +155,8 @@ pub fn describe(config: &Config) -> Description {
         key_file: daemon.key_file.display().to_string(),
         cache_bytes: daemon.cache_bytes,
         log_level: daemon.log_level.clone(),
+        log_format: daemon.log_format.name(),
+        metrics_listen: daemon.metrics_listen.map(|address| address.to_string()),
         log_users: match daemon.log_users {
             LogUsers::Plain => "plain",
             LogUsers::Hash => "hash",
@@ -264,9 +271,12 @@ impl fmt::Display for Description {
         }
         writeln!(
             f,
-            "log           {}, users {}",
-            self.log_level, self.log_users
+            "log           {}, users {}, format {}",
+            self.log_level, self.log_users, self.log_format
         )?;
+        if let Some(address) = &self.metrics_listen {
+            writeln!(f, "metrics       http://{address}/metrics")?;
+        }
         writeln!(f, "revocations   tried for {} days", self.revocation_days)?;
         writeln!(f, "in flight     {} at once", self.max_in_flight)?;
         writeln!(

@@ -10,7 +10,7 @@ use super::file::{Files, show};
 use super::shape::{DaemonShape, MaintenanceShape, OutboundShape, RefreshShape};
 use super::value::{self, Rule};
 use super::{
-    App, AppPeer, Backup, Config, ConfigError, Daemon, Defaults, Description, LogUsers,
+    App, AppPeer, Backup, Config, ConfigError, Daemon, Defaults, Description, LogFormat, LogUsers,
     Maintenance, Outbound, describe,
 };
 use super::{app, provider};
@@ -140,6 +140,16 @@ fn daemon(files: &mut Files, defaults: &Daemon) -> Daemon {
             }
         })
     });
+    let log_format = shape.log_format.and_then(|text| {
+        files.parse("daemon.log-format", &text, |text| {
+            let mut all = LogFormat::ALL.into_iter();
+            let found = all.find(|format| format.name() == text);
+            found.ok_or_else(|| "must be \"auto\", \"text\" or \"json\"".into())
+        })
+    });
+    let metrics_listen = shape
+        .metrics_listen
+        .and_then(|text| files.parse("daemon.metrics-listen", &text, value::loopback));
     let days = shape.revocation_days;
     let default_days = defaults.revocation_days as usize;
     Daemon {
@@ -152,6 +162,8 @@ fn daemon(files: &mut Files, defaults: &Daemon) -> Daemon {
         cache_bytes: cache.unwrap_or(defaults.cache_bytes),
         log_users: log_users.unwrap_or(defaults.log_users),
         log_level: log_level.unwrap_or_else(|| defaults.log_level.clone()),
+        log_format: log_format.unwrap_or(defaults.log_format),
+        metrics_listen: metrics_listen.or(defaults.metrics_listen),
         revocation_days: count(files, "daemon.revocation-days", days, 1, default_days) as u32,
     }
 }

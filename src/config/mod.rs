@@ -16,6 +16,7 @@ mod tests;
 mod value;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use url::Url;
@@ -66,6 +67,10 @@ pub struct Daemon {
     pub log_users: LogUsers,
     /// `log-level`: `error`, `warn`, `info`, `debug` or `trace`.
     pub log_level: String,
+    /// `log-format`: where logs go, and how they look.
+    pub log_format: LogFormat,
+    /// `metrics-listen`: a loopback address at which `/metrics` is served too.
+    pub metrics_listen: Option<SocketAddr>,
     /// How many days an unanswered revocation is tried.
     pub revocation_days: u32,
 }
@@ -77,6 +82,31 @@ pub enum LogUsers {
     Plain,
     /// As a short keyed hash.
     Hash,
+}
+
+/// Where logs go, and how they look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// To journald with native fields where it reads our standard error, else as text.
+    Auto,
+    /// Text on standard error.
+    Text,
+    /// JSON on standard error, one object per line.
+    Json,
+}
+
+impl LogFormat {
+    /// Every format there is.
+    pub const ALL: [LogFormat; 3] = [LogFormat::Auto, LogFormat::Text, LogFormat::Json];
+
+    /// Returns the name the configuration uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Auto => "auto",
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
 }
 
 /// `[maintenance]`: cron expressions in UTC, six fields (seconds first).
@@ -221,6 +251,8 @@ impl Defaults {
                 cache_bytes: CACHE_BYTES,
                 log_users: LogUsers::Plain,
                 log_level: "info".into(),
+                log_format: LogFormat::Auto,
+                metrics_listen: None,
                 revocation_days: REVOCATION_DAYS,
             },
         }

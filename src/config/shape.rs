@@ -18,6 +18,8 @@ pub struct DaemonShape {
     pub cache: Option<String>,
     pub log_users: Option<String>,
     pub log_level: Option<String>,
+    pub log_format: Option<String>,
+    pub metrics_listen: Option<String>,
     pub revocation_days: Option<i64>,
 }
 

@@ -159,6 +159,8 @@ fn the_defaults_that_the_example_names_are_the_defaults() {
         .unwrap();
     assert_eq!(named.maintenance.backup, keep.maintenance.backup);
     named.maintenance.backup = None;
+    // So with the metrics: the example's address is the usual one.
+    assert!(named.daemon.metrics_listen.take().is_some());
     assert_eq!(named, bare);
 }
 
@@ -244,6 +246,9 @@ fn each_wrong_value_is_refused_with_file_line_key_value_and_rule() {
         ("[daemon]\nstate-dir = \"state\"".into(), "DIR/freshd.toml:2: daemon.state-dir is \"state\" but must be an absolute path without \"..\""),
         ("[daemon]\ncache = \"16\"".into(), "DIR/freshd.toml:2: daemon.cache is \"16\" but must be \"off\" or a whole number above 0 with KiB, MiB or GiB, such as \"16MiB\""),
         ("[daemon]\nlog-users = \"none\"".into(), "DIR/freshd.toml:2: daemon.log-users is \"none\" but must be \"plain\" or \"hash\""),
+        ("[daemon]\nlog-format = \"xml\"".into(), "DIR/freshd.toml:2: daemon.log-format is \"xml\" but must be \"auto\", \"text\" or \"json\""),
+        ("[daemon]\nmetrics-listen = \"0.0.0.0:9464\"".into(), "DIR/freshd.toml:2: daemon.metrics-listen is \"0.0.0.0:9464\" but must be a loopback address and a port, such as \"127.0.0.1:9464\""),
+        ("[daemon]\nmetrics-listen = \"localhost:9464\"".into(), "DIR/freshd.toml:2: daemon.metrics-listen is \"localhost:9464\" but must be a loopback address and a port, such as \"127.0.0.1:9464\""),
         ("[daemon]\nlog-level = \"loud\"".into(), "DIR/freshd.toml:2: daemon.log-level is \"loud\" but must be one of error, warn, info, debug, trace"),
         ("[daemon]\nsocket = \"/run/freshd/admin/freshd.sock\"".into(), "DIR/freshd.toml:1: daemon.admin-socket is \"/run/freshd/admin/freshd.sock\" but must be in a directory of its own, because containers mount directories; daemon.socket is there"),
         ("[maintenance]\nbackup = \"0 0 3 * * *\"".into(), "DIR/freshd.toml:2: maintenance.backup needs maintenance.backup-dir, where the copies go"),

@@ -3,6 +3,7 @@
 //! Each function returns the rule that was broken, as the end of a sentence that begins with the key and
 //! its value: `… but must be …`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What a function here found wrong: the rule, in words.
@@ -146,6 +147,14 @@ pub fn name(text: &str) -> Result<(), Rule> {
                 .into(),
         )
     }
+}
+
+/// Reads a literal loopback address with its port: `127.0.0.1:9464`. Port 0 is any free one, which the log names.
+pub fn loopback(text: &str) -> Result<SocketAddr, Rule> {
+    let address = text.parse::<SocketAddr>().ok();
+    address
+        .filter(|address| address.ip().is_loopback())
+        .ok_or_else(|| "must be a loopback address and a port, such as \"127.0.0.1:9464\"".into())
 }
 
 /// Checks one scope (RFC 6749 §3.3: printable, no space, no quote, no backslash).

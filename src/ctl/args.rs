@@ -70,6 +70,8 @@ pub enum Command {
     },
     /// Tells what has happened to grants: what connected, paused, died, recovered, was deleted
     Events(Events),
+    /// Tells who read tokens as an admin, who was refused, and what was changed about freshd itself
+    Audit(Audit),
     /// Prints an access token, and nothing else, to standard output
     Token(Token),
     /// Imports a grant (JSON on standard input), or many from a file
@@ -168,6 +170,20 @@ pub struct Events {
     pub user: Option<String>,
     #[arg(long, help = PROVIDER, value_parser = name)]
     pub provider: Option<String>,
+}
+
+/// `audit`.
+#[derive(Args, Debug)]
+pub struct Audit {
+    /// The newest so many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub limit: u64,
+    /// Only this: read, refused, rules-changed, backed-up, key-rotation, restored
+    #[arg(long)]
+    pub action: Option<String>,
+    /// Only what was about this user
+    #[arg(long, value_parser = user)]
+    pub user: Option<String>,
 }
 
 /// A grant's state.

@@ -19,6 +19,7 @@
 //! | `local` | the commands that need no daemon |
 
 mod args;
+mod audit;
 mod backup;
 mod bulk;
 mod call_error;
@@ -178,6 +179,7 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
         Command::Grants(args) => grants::list(session, &args).await,
         Command::Show { user, provider } => grants::show(session, &user, provider.as_deref()).await,
         Command::Why { grant } => why::why(session, &grant.user, &grant.provider).await,
+        Command::Audit(args) => audit::audit(session, &args).await,
         Command::Events(args) => events::events(session, &args).await,
         Command::Token(args) => token::token(session, &args).await,
         Command::Refresh { grant, generation } => token::refresh(session, &grant, generation).await,

@@ -11,7 +11,7 @@ use super::driver::Event;
 use super::held;
 use super::owed;
 use super::providers::Live;
-use super::shared::{Ended, Shared, gone, token_of, written};
+use super::shared::{Ended, Shared, gone, lock, token_of, written};
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
 use crate::refresh::grant::{Grant, GrantId, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
@@ -221,6 +221,8 @@ impl Attempt {
 
     async fn refresh(&self, grant: Grant, refresh_token: RefreshToken) -> Result<Done, StoreError> {
         let shared = &self.shared;
+        let numbers = shared.metrics.of(&grant.key.provider);
+        let due_at = grant.due_at.filter(|_| self.wanted.cause == Cause::Due);
         let grant = if self.live.config.policy.rotation.rotates() {
             let sent_at = shared.clock.now();
             match shared
@@ -234,11 +236,17 @@ impl Attempt {
         } else {
             grant
         };
+        let began = shared.clock.running();
+        if let Some(due_at) = due_at {
+            numbers.late(shared.clock.now().since(due_at));
+        }
         let outcome = self
             .live
             .client
             .refresh(&refresh_token, shared.clock.now())
             .await;
+        let took = shared.clock.running().saturating_sub(began);
+        numbers.attempted(outcome.name(), took);
         let now = shared.clock.now();
         self.tell_contact(&outcome, now);
         let served_at = shared
@@ -394,7 +402,12 @@ impl Attempt {
         let shared = &self.shared;
         let (user, provider) = (shared.names.user(&grant.key), grant.key.provider.clone());
         if recovered {
+            shared.metrics.of(&provider).recovered();
+        }
+        if recovered && lock(&shared.outages).recovered(&provider) {
             tracing::info!(%user, %provider, generation = grant.generation, "recovered");
+        } else if recovered {
+            tracing::debug!(%user, %provider, generation = grant.generation, "recovered");
         } else {
             tracing::debug!(%user, %provider, generation = grant.generation, "refreshed");
         }
@@ -496,12 +509,16 @@ impl Attempt {
         }
     }
 
-    /// The first failure in a row is news; the others are for debugging.
+    /// The first failure in a row is news, as long as not too many grants have one; the others are for debugging.
     fn tell_failed(&self, grant: &Grant, failure: &Failure) {
         let user = self.shared.names.user(&grant.key);
         let (provider, code, failures) = (&grant.key.provider, &failure.code, failure.failures);
         let retry_at = failure.due_at.unwrap_or_default();
-        if failure.failures == 1 {
+        let now = self.shared.clock.running();
+        let mut outages = lock(&self.shared.outages);
+        let in_full = outages.failed(provider, code, failures == 1, now);
+        drop(outages);
+        if in_full {
             tracing::info!(%user, %provider, code, failures, %retry_at, "refresh-failed");
         } else {
             tracing::debug!(%user, %provider, code, failures, %retry_at, "refresh-failed");
@@ -509,9 +526,12 @@ impl Attempt {
     }
 
     fn tell_needs_authorization(&self, grant: &Grant, reason: NeedsReason, code: &str) {
+        let reason = Standing::NeedsAuthorization(reason).reason();
+        let numbers = self.shared.metrics.of(&grant.key.provider);
+        numbers.needs_authorization(reason);
         tracing::warn!(
             user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
-            account = %grant.key.account, reason = Standing::NeedsAuthorization(reason).reason(), code,
+            account = %grant.key.account, reason, code,
             "needs-authorization"
         );
     }

@@ -74,6 +74,7 @@ pub(super) async fn import(
             result, "imported"
         );
         if mends && grant.standing == Standing::Active {
+            shared.metrics.of(&key.provider).recovered();
             tracing::info!(
                 user = %shared.names.user(&key), provider = %key.provider,
                 generation = grant.generation, "recovered"

@@ -33,6 +33,11 @@ impl Default for Live {
 }
 
 impl Live {
+    /// Returns how many listen.
+    pub(super) fn listeners(&self) -> usize {
+        self.0.receiver_count()
+    }
+
     /// Tells that a grant has a new token set.
     pub(super) fn refreshed(&self, grant: &Grant) {
         if self.0.receiver_count() == 0 {

@@ -35,6 +35,11 @@ impl Held {
         lock(&self.sets).get(key).cloned()
     }
 
+    /// Returns how many sets are in the spill file, or should be; `None` while one is being written there.
+    pub(super) fn spilled(&self) -> Option<usize> {
+        self.spilled.try_lock().ok().map(|sets| *sets)
+    }
+
     /// Returns how many sets are held.
     pub(super) fn len(&self) -> usize {
         lock(&self.sets).len()
@@ -132,6 +137,7 @@ async fn finish(shared: &Shared, grant: Option<Grant>, committed: Cas) {
     if let Cas::Applied(stored) = &committed {
         shared.wrote(stored);
         shared.live.refreshed(stored);
+        shared.metrics.of(&stored.key.provider).recovered();
         tracing::info!(
             user = %shared.names.user(&stored.key), provider = %stored.key.provider,
             generation = stored.generation, "recovered"

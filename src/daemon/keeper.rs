@@ -3,14 +3,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::audit;
 use super::changes::{self, detached, store_problem};
 use super::import;
+use super::scrape;
 use super::shared::{Shared, lock};
 use super::view;
-use crate::local_api::keeper::{EventStream, Keeper, ListRequest, Target, Token, TokenRequest};
+use crate::local_api::keeper::{
+    AuditRequest, Audited, EventStream, Keeper, ListRequest, Target, Token, TokenRequest,
+};
 use crate::local_api::problem;
 use crate::local_api::types::{
-    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
+    AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
     ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Standing};
@@ -23,7 +27,10 @@ pub struct Daemon(pub(super) Arc<Shared>);
 
 impl Keeper for Daemon {
     async fn token(&self, request: TokenRequest) -> Result<Token, Problem> {
-        self.token_for(request).await
+        let numbers = self.0.metrics.of(&request.key.provider);
+        let token = self.token_for(request).await?;
+        numbers.served();
+        Ok(token)
     }
 
     async fn refresh(
@@ -31,7 +38,10 @@ impl Keeper for Daemon {
         request: TokenRequest,
         generation: Option<u64>,
     ) -> Result<Token, Problem> {
-        self.newer_token_for(request, generation).await
+        let numbers = self.0.metrics.of(&request.key.provider);
+        let token = self.newer_token_for(request, generation).await?;
+        numbers.served();
+        Ok(token)
     }
 
     async fn import(
@@ -231,6 +241,21 @@ impl Keeper for Daemon {
 
     async fn rotate_key(&self) -> Result<KeysView, Problem> {
         self.begin_rotation().await
+    }
+
+    fn audit(&self, what: Audited) {
+        if what.action == Audited::REFUSED {
+            self.0.metrics.peer_refused();
+        }
+        audit::tell(&self.0, what);
+    }
+
+    async fn audited(&self, request: AuditRequest) -> Result<AuditList, Problem> {
+        self.notes(request).await
+    }
+
+    async fn metrics(&self) -> String {
+        scrape::page(&self.0).await
     }
 
     async fn healthy(&self) -> Result<(), Problem> {

@@ -2,31 +2,45 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::LogUsers;
+use super::audit;
+use super::journal::{self, Journal};
+use super::outages::{self, Told};
+use super::shared::{Shared, lock};
+use crate::config::{LogFormat, LogUsers};
 use crate::refresh::grant::GrantKey;
 use crate::store::Store;
 
-/// Sends logs to journald with native fields where systemd says that our stderr is its journal, else to
-/// stderr. `level` is one of the configuration's. Does nothing if logs go somewhere already.
-pub fn init(level: &str) {
+/// The target of audit lines, which are told at every level.
+pub(super) const AUDIT: &str = "audit";
+
+/// Sends logs where `format` says: to journald with native fields where systemd says that our stderr is its journal, or
+/// to stderr. `level` is one of the configuration's. Does nothing if logs go somewhere already.
+pub fn init(level: &str, format: LogFormat) {
     let registry = tracing_subscriber::registry().with(filter(level));
+    let text = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false);
+    let journal = match format {
+        LogFormat::Auto => journal(),
+        LogFormat::Text | LogFormat::Json => None,
+    };
     // A second call, or a program that embeds us and logs already, is no error.
-    let _ = match journald() {
-        Some(journald) => registry.with(journald).try_init(),
-        None => registry
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .with_writer(std::io::stderr)
-                    .with_ansi(false)
-                    .with_target(false),
-            )
-            .try_init(),
+    let _ = match (format, journal) {
+        (LogFormat::Json, _) => {
+            let json = text.json().flatten_event(true).with_target(true);
+            let json = json.with_current_span(false).with_span_list(false);
+            registry.with(json).try_init()
+        }
+        (_, Some(journal)) => registry.with(journal).try_init(),
+        (_, None) => registry.with(text).try_init(),
     };
 }
 
@@ -50,24 +64,56 @@ pub fn to_file(path: &Path, level: &str) -> std::io::Result<()> {
 
 /// Ours at the configured level. Of the libraries only warnings: at debug and trace they may print what they send.
 fn filter(level: &str) -> EnvFilter {
-    EnvFilter::new(format!("warn,freshd={level}"))
+    EnvFilter::new(format!("warn,freshd={level},{AUDIT}=info"))
 }
 
-/// The journal's layer, if `JOURNAL_STREAM` names the file that stderr is (`sd_journal_stream_fd(3)`).
-fn journald() -> Option<tracing_journald::Layer> {
+/// The journal's layer, if stderr is its stream and journald is there.
+fn journal() -> Option<Journal> {
     let stream = std::env::var("JOURNAL_STREAM").ok()?;
-    let (device, inode) = stream.split_once(':')?;
     let stderr = rustix::fs::fstat(std::io::stderr()).ok()?;
-    let ours = stderr.st_dev == device.parse::<u64>().ok()?
-        && stderr.st_ino == inode.parse::<u64>().ok()?;
-    if !ours {
+    if !is_stream(&stream, stderr.st_dev, stderr.st_ino) {
         return None;
     }
-    Some(
-        tracing_journald::layer()
-            .ok()?
-            .with_field_prefix(Some("FRESHD".to_owned())),
-    )
+    Journal::at(Path::new(journal::SOCKET)).ok()
+}
+
+/// Whether `JOURNAL_STREAM` names this file (`sd_journal_stream_fd(3)`): the variable alone may be inherited.
+fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
+    stream
+        .split_once(':')
+        .is_some_and(|(dev, ino)| dev.parse() == Ok(device) && ino.parse() == Ok(inode))
+}
+
+/// How often it is looked whether counts are to be told.
+const COUNTS_EVERY: Duration = Duration::from_secs(5);
+
+/// Tells of outages, and of what the audit counts, until the daemon ends: what was not told in full.
+pub(super) async fn tell_counts(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(COUNTS_EVERY).await;
+        audit::tell_repeats(&shared, false).await;
+        let lines = lock(&shared.outages).due(shared.clock.running());
+        for outages::Line {
+            provider,
+            told,
+            after,
+        } in lines
+        {
+            let after = format!("{:?}", Duration::from_secs(after.as_secs()));
+            match told {
+                Told::GoesOn(tally) => tracing::warn!(
+                    %provider, failures = tally.failures, grants = tally.grants,
+                    recovered = tally.recovered, codes = tally.codes(), after,
+                    hint = "tokens are served while they live; log-level = \"debug\" tells of each grant",
+                    "refresh-failing"
+                ),
+                Told::Over(tally) => tracing::info!(
+                    %provider, failures = tally.failures, grants = tally.grants,
+                    recovered = tally.recovered, codes = tally.codes(), after, "refresh-failing-over"
+                ),
+            }
+        }
+    }
 }
 
 /// How users are named in logs.
@@ -83,10 +129,15 @@ impl Names {
 
     /// Returns the name for a grant's user: itself, or a short keyed hash that stays the same while the keyring does.
     pub(super) fn user(&self, key: &GrantKey) -> Shown {
+        self.of(&key.namespace, &key.user)
+    }
+
+    /// Returns the name for a user of a namespace.
+    pub(super) fn of(&self, namespace: &str, user: &str) -> Shown {
         match self.how {
-            LogUsers::Plain => Shown(key.user.clone()),
+            LogUsers::Plain => Shown(user.to_owned()),
             LogUsers::Hash => {
-                let name = format!("{}\n{}", key.namespace, key.user);
+                let name = format!("{namespace}\n{user}");
                 let digest = self.store.fingerprint("user", name.as_bytes());
                 let hex = digest.iter().take(6).map(|byte| format!("{byte:02x}"));
                 Shown(format!("u-{}", hex.collect::<String>()))
@@ -102,5 +153,26 @@ pub(super) struct Shown(String);
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_very_file_that_systemd_names_is_its_journal() {
+        assert!(is_stream("8:123456", 8, 123_456));
+        for other in [
+            "8:123457",
+            "9:123456",
+            "8",
+            "",
+            ":",
+            "8:123456:1",
+            "-8:123456",
+        ] {
+            assert!(!is_stream(other, 8, 123_456), "{other}");
+        }
     }
 }

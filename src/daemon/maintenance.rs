@@ -27,6 +27,9 @@ const KEEP_HISTORY: Duration = Duration::from_secs(90 * 86_400);
 /// Events go back this far: who was away for longer reads the state anew.
 const KEEP_EVENTS: Duration = Duration::from_secs(7 * 86_400);
 
+/// The audit goes back this far.
+const KEEP_AUDIT: Duration = Duration::from_secs(365 * 86_400);
+
 #[derive(Clone, Debug)]
 enum Work {
     Backup(config::Backup),
@@ -113,7 +116,10 @@ async fn run(shared: &Shared, work: &Work, give_up_after: Duration) {
             let (activity, history) = (now - KEEP_ACTIVITY, now - KEEP_HISTORY);
             let purged = store.purge(activity, now - give_up_after, history).await;
             match purged {
-                Ok(_) => store.purge_events(now - KEEP_EVENTS).await.map(drop),
+                Ok(_) => match store.purge_events(now - KEEP_EVENTS).await {
+                    Ok(_) => store.purge_notes(now - KEEP_AUDIT).await.map(drop),
+                    Err(error) => Err(error),
+                },
                 Err(error) => Err(error),
             }
         }

@@ -9,6 +9,7 @@ mod activity_tests;
 mod attempt;
 #[cfg(test)]
 mod attempt_tests;
+mod audit;
 mod backup;
 mod cache;
 mod changes;
@@ -17,10 +18,13 @@ mod driver;
 mod events;
 mod held;
 mod import;
+mod journal;
 mod keeper;
 pub mod log;
 mod maintenance;
+mod metrics_listener;
 mod moving;
+mod outages;
 mod owed;
 mod providers;
 #[cfg(test)]
@@ -29,6 +33,7 @@ mod reader;
 mod reload;
 mod revocations;
 mod rotation;
+mod scrape;
 pub mod service;
 mod shared;
 mod slots;
@@ -42,17 +47,20 @@ mod steps_tests;
 mod view;
 mod watch;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError};
 use crate::local_api::rules::SharedRules;
+use crate::metrics::Registry;
 use crate::store::{Kek, KeyError, OpenError, Options, Store, StoreError};
 
 use self::activity::Activity;
@@ -155,12 +163,15 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         slots: Default::default(),
         activity: Activity::new(store.clone(), shortest.unwrap_or(Duration::MAX)),
         cache: Cache::new(config.daemon.cache_bytes),
+        metrics: Registry::new(scrape::reasons()),
         names: log::Names::new(config.daemon.log_users, store.clone()),
         driver,
         live: Default::default(),
         held: Default::default(),
         owed: Default::default(),
         deleting: Mutex::default(),
+        outages: Mutex::default(),
+        audit: Default::default(),
         upkeep: Default::default(),
         rotation: Default::default(),
         moving: Default::default(),
@@ -177,9 +188,20 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
     let keeper = Arc::new(keeper::Daemon(shared.clone()));
     let mut sockets = Sockets::new(keeper, rules.clone(), passed);
     sockets.serve(&config)?;
+    let scrapes = match config.daemon.metrics_listen {
+        None => None,
+        Some(address) => Some(bind_metrics(address).await?),
+    };
     let give_up_after = Duration::from_secs(u64::from(config.daemon.revocation_days) * 86_400);
     let maintenance = Maintenance::start(&shared, &config.maintenance, give_up_after).await?;
-    let background = start::background(&shared, inbox, config.max_in_flight, give_up_after);
+    let mut background = start::background(&shared, inbox, config.max_in_flight, give_up_after);
+    background.push(tokio::spawn(log::tell_counts(shared.clone())));
+    if let Some(listener) = scrapes {
+        background.push(tokio::spawn(metrics_listener::run(
+            shared.clone(),
+            listener,
+        )));
+    }
     Ok(Handle {
         shared,
         config: Mutex::new(config),
@@ -187,6 +209,14 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         sockets: tokio::sync::Mutex::new(sockets),
         maintenance,
         background,
+    })
+}
+
+async fn bind_metrics(address: SocketAddr) -> Result<TcpListener, SocketError> {
+    let bound = metrics_listener::bind(address).await;
+    bound.map_err(|source| SocketError {
+        path: format!("daemon.metrics-listen {address}").into(),
+        source,
     })
 }
 
@@ -261,6 +291,7 @@ impl Handle {
             apps = config.apps.len(),
             "reloaded"
         );
+        audit::tell(&self.shared, reload::audited(&config));
         for key in fixed {
             tracing::warn!(key, "needs-restart");
         }
@@ -297,6 +328,7 @@ impl Handle {
         if let Err(error) = shared.activity.flush(shared.clock.now()).await {
             tracing::warn!(%error, "activity-not-written");
         }
+        audit::tell_repeats(shared, true).await;
         shared.store.close().await;
         tracing::info!("stopped");
     }

@@ -7,6 +7,7 @@ use super::driver::Event;
 use super::providers::Live;
 use super::shared::{Shared, lock};
 use crate::config::{App, AppPeer, Config, ConfigError};
+use crate::local_api::keeper::Audited;
 use crate::local_api::rules::{Rule, RulePeer, Rules};
 use crate::refresh::grant::GrantId;
 use crate::token_endpoint::{Client, ClientError, Outbound};
@@ -98,6 +99,7 @@ pub(super) async fn apply(
     config: &Config,
     live: BTreeMap<String, Arc<Live>>,
 ) {
+    shared.metrics.configure(live.keys());
     for provider in shared.providers.configure(live).await {
         tracing::info!(%provider, reason = "the credentials have changed", "provider-resumed");
     }
@@ -192,11 +194,27 @@ pub(super) fn fixed_at_start(running: &Config, new: &Config) -> Vec<&'static str
     check("daemon.cache", running.cache_bytes != new.cache_bytes);
     check("daemon.log-users", running.log_users != new.log_users);
     check("daemon.log-level", running.log_level != new.log_level);
+    check("daemon.log-format", running.log_format != new.log_format);
+    check(
+        "daemon.metrics-listen",
+        running.metrics_listen != new.metrics_listen,
+    );
     check(
         "daemon.revocation-days",
         running.revocation_days != new.revocation_days,
     );
     fixed
+}
+
+/// What the audit tells of a reload.
+pub(super) fn audited(config: &Config) -> Audited {
+    let (providers, apps) = (config.providers.len(), config.apps.len());
+    Audited {
+        action: Audited::RULES_CHANGED,
+        by: "reload".to_owned(),
+        user: None,
+        detail: format!("{providers} providers, {apps} apps"),
+    }
 }
 
 /// All errors of a configuration in one line.

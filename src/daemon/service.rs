@@ -29,7 +29,7 @@ pub fn main(config_file: Option<&Path>) -> ExitCode {
             return ExitCode::from(78);
         }
     };
-    super::log::init(&config.daemon.log_level);
+    super::log::init(&config.daemon.log_level, config.daemon.log_format);
     // Before there are threads: it takes its environment variables away.
     let passed = listen::from_systemd();
     let runtime = match tokio::runtime::Builder::new_multi_thread()

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot};
 
 use super::activity::Activity;
+use super::audit::Audit;
 use super::cache::Cache;
 use super::clock::Clock;
 use super::driver::{Event, Waiter};
@@ -16,11 +17,13 @@ use super::events::Live;
 use super::held::Held;
 use super::log::Names;
 use super::moving::Moving;
+use super::outages::Outages;
 use super::owed::Owed;
 use super::providers::{Halt, Providers};
 use super::rotation::Progress;
 use super::slots::SlotTable;
 use crate::local_api::keeper::Token;
+use crate::metrics::Registry;
 use crate::refresh::grant::{Grant, GrantId, GrantKey};
 use crate::refresh::horizon::{Due, Written};
 use crate::refresh::time::UnixTime;
@@ -35,10 +38,14 @@ pub(super) struct Shared {
     pub(super) activity: Activity,
     pub(super) cache: Cache,
     pub(super) names: Names,
+    pub(super) metrics: Registry,
     pub(super) driver: UnboundedSender<Event>,
     pub(super) held: Held,
     pub(super) live: Live,
     pub(super) owed: Owed,
+    pub(super) audit: Audit,
+    /// Failures that are told together.
+    pub(super) outages: Mutex<Outages>,
     /// Grants whose deletion has been asked for: unreadable at once.
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
     /// Whoever works through the whole store: one at a time.

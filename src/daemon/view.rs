@@ -132,6 +132,11 @@ pub(super) async fn providers(shared: &Shared) -> Result<Vec<ProviderView>, Stor
     Ok(views.collect())
 }
 
+/// Returns the name of a provider's state.
+pub(super) fn provider_state(shared: &Shared, name: &str, now: UnixTime) -> &'static str {
+    standing(shared, name, now).0
+}
+
 fn standing(
     shared: &Shared,
     name: &str,

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures_util::Stream;
 
 use super::types::{
-    BackupAnswer, BackupRequest, Changed, EventView, GrantList, GrantView, History, ImportAnswer,
-    ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
+    AuditList, BackupAnswer, BackupRequest, Changed, EventView, GrantList, GrantView, History,
+    ImportAnswer, ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
 use crate::refresh::time::UnixTime;
@@ -61,6 +61,47 @@ pub enum Target {
     },
     /// A provider, for all its grants at once.
     Provider(String),
+}
+
+/// Something that an audit has to tell.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Audited {
+    /// What: one of the constants here.
+    pub action: &'static str,
+    /// Who: `uid 1000`.
+    pub by: String,
+    /// Whose tokens it was about: namespace and user.
+    pub user: Option<(String, String)>,
+    /// The rest, in words. No name of a user.
+    pub detail: String,
+}
+
+impl Audited {
+    /// An admin read an access token.
+    pub const READ: &'static str = "read";
+    /// A peer was refused, because no rule admits it.
+    pub const REFUSED: &'static str = "refused";
+    /// A reload changed rules or providers.
+    pub const RULES_CHANGED: &'static str = "rules-changed";
+    /// An admin made a copy of the store.
+    pub const BACKED_UP: &'static str = "backed-up";
+    /// An admin began a rotation of the data key.
+    pub const KEY_ROTATION: &'static str = "key-rotation";
+}
+
+/// Which audit notes to list.
+#[derive(Clone, Debug, Default)]
+pub struct AuditRequest {
+    /// Only this action.
+    pub action: Option<String>,
+    /// Only about this user of `namespace`.
+    pub user: Option<String>,
+    /// The namespace of `user`.
+    pub namespace: String,
+    /// Where the last page ended.
+    pub cursor: Option<String>,
+    /// At most this many.
+    pub limit: usize,
 }
 
 /// Which grants to list.
@@ -169,6 +210,15 @@ pub trait Keeper: Send + Sync + 'static {
     ) -> impl Future<Output = Result<BackupAnswer, Problem>> + Send;
     /// Begins a rotation of the data key.
     fn rotate_key(&self) -> impl Future<Output = Result<KeysView, Problem>> + Send;
+    /// Tells the audit. Does not wait for it to be kept.
+    fn audit(&self, what: Audited);
+    /// Lists audit notes, the newest first.
+    fn audited(
+        &self,
+        request: AuditRequest,
+    ) -> impl Future<Output = Result<AuditList, Problem>> + Send;
+    /// Every metric, as Prometheus reads it ([`crate::metrics`]).
+    fn metrics(&self) -> impl Future<Output = String> + Send;
     /// Whether the daemon is alive: scheduler and writer both make progress.
     fn healthy(&self) -> impl Future<Output = Result<(), Problem>> + Send;
 }

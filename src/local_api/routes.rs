@@ -11,15 +11,16 @@ use hyper::{Method, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
 use super::events;
-use super::keeper::{Keeper, ListRequest, Target, Token, TokenRequest};
+use super::keeper::{AuditRequest, Audited, Keeper, ListRequest, Target, Token, TokenRequest};
 use super::limits::Limits;
 use super::problem;
 use super::request::{self, Names, Query};
 use super::rules::{Rule, SocketKind, Verb};
 use super::types::{
-    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportRequest, KeysView,
-    Problem, ProviderList, RefreshRequest, Status, UserView,
+    AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportRequest,
+    KeysView, Problem, ProviderList, RefreshRequest, Status, UserView,
 };
+use crate::metrics::CONTENT_TYPE;
 use crate::refresh::grant::GrantKey;
 
 /// What a reader gets at least, unless it says otherwise: enough for one API call.
@@ -40,6 +41,8 @@ pub(super) struct Call {
     pub(super) namespace: Option<String>,
     /// The names in its path.
     pub(super) names: Names,
+    /// The peer's uid, on the admin socket.
+    pub(super) admin: Option<u32>,
 }
 
 impl Call {
@@ -104,6 +107,22 @@ impl Call {
             return Err(problem::no_such_user(&view.namespace, &view.user));
         }
         Ok(view)
+    }
+
+    /// Returns what the audit tells of this, if an admin does it.
+    fn audited(
+        &self,
+        action: &'static str,
+        key: Option<&GrantKey>,
+        detail: &str,
+    ) -> Option<Audited> {
+        let uid = self.admin?;
+        Some(Audited {
+            action,
+            by: format!("uid {uid}"),
+            user: key.map(|key| (key.namespace.clone(), key.user.clone())),
+            detail: key.map_or(detail, |key| &key.provider).to_owned(),
+        })
     }
 
     /// Whether a read keeps the user awake: as the request says, and where it says nothing, as the rule does.
@@ -172,6 +191,8 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
         .route("/v1/grants", get(list::<K>))
         .route("/v1/status", get(status::<K>))
         .route("/v1/providers", get(providers::<K>))
+        .route("/metrics", get(metrics::<K>))
+        .route("/v1/audit", get(audit::<K>))
         .route("/v1/backup", post(backup::<K>))
         .route("/v1/keys/rotate", post(rotate_key::<K>));
     for target in [
@@ -218,7 +239,11 @@ pub(super) async fn token<K: Keeper>(
         wait: wait(&query)?,
         counts_as_activity: call.counts(&query)?,
     };
-    Ok(token_body(&keeper.token(request).await?, &key))
+    let token = keeper.token(request).await?;
+    if let Some(read) = call.audited(Audited::READ, Some(&key), "") {
+        keeper.audit(read);
+    }
+    Ok(token_body(&token, &key))
 }
 
 /// A longer `wait` than we hold connections for is cut, not refused: the caller is told to retry anyway.
@@ -276,6 +301,9 @@ async fn refresh<K: Keeper>(
         counts_as_activity,
     };
     let token = api.keeper.refresh(asked, body.generation).await?;
+    if let Some(read) = call.audited(Audited::READ, Some(&key), "") {
+        api.keeper.audit(read);
+    }
     let json = [(hyper::header::CONTENT_TYPE, "application/json")];
     Ok((json, token_body(&token, &key)).into_response())
 }
@@ -466,16 +494,60 @@ async fn providers<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Answer<Provide
     Ok(Json(api.keeper.providers().await?))
 }
 
-async fn backup<K: Keeper>(State(api): Shared<K>, request: Request) -> Answer<BackupAnswer> {
-    Query::none(request.uri())?;
-    let body: BackupRequest = request::object(request.into_body(), &api.limits).await?;
-    Ok(Json(api.keeper.backup(body).await?))
+async fn metrics<K: Keeper>(State(api): Shared<K>, uri: Uri) -> Result<Response, Problem> {
+    Query::none(&uri)?;
+    let content_type = [(hyper::header::CONTENT_TYPE, CONTENT_TYPE)];
+    Ok((content_type, api.keeper.metrics().await).into_response())
 }
 
-async fn rotate_key<K: Keeper>(State(api): Shared<K>, request: Request) -> Answer<KeysView> {
+async fn audit<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    uri: Uri,
+) -> Answer<AuditList> {
+    let query = Query::of(&uri, &["action", "user", "cursor", "limit"])?;
+    let limit = query
+        .whole("limit", 0..=u64::MAX)?
+        .unwrap_or(PAGE)
+        .clamp(1, LONGEST_PAGE);
+    let request = AuditRequest {
+        action: query.name("action")?,
+        user: query.name("user")?,
+        namespace: call.namespace().to_owned(),
+        cursor: query.name("cursor")?,
+        limit: usize::try_from(limit).unwrap_or(usize::MAX),
+    };
+    Ok(Json(api.keeper.audited(request).await?))
+}
+
+async fn backup<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    request: Request,
+) -> Answer<BackupAnswer> {
+    Query::none(request.uri())?;
+    let body: BackupRequest = request::object(request.into_body(), &api.limits).await?;
+    let detail = if body.last { "a final copy" } else { "a copy" };
+    let answer = api.keeper.backup(body).await?;
+    if let Some(copied) = call.audited(Audited::BACKED_UP, None, detail) {
+        api.keeper.audit(copied);
+    }
+    Ok(Json(answer))
+}
+
+async fn rotate_key<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    request: Request,
+) -> Answer<KeysView> {
     Query::none(request.uri())?;
     let Nothing {} = request::optional_object(request.into_body(), &api.limits).await?;
-    Ok(Json(api.keeper.rotate_key().await?))
+    let keys = api.keeper.rotate_key().await?;
+    let detail = format!("to data key {}", keys.current);
+    if let Some(begun) = call.audited(Audited::KEY_ROTATION, None, &detail) {
+        api.keeper.audit(begun);
+    }
+    Ok(Json(keys))
 }
 
 async fn healthz<K: Keeper>(

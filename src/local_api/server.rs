@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use super::events::{Circumstances, Streams};
-use super::keeper::Keeper;
+use super::keeper::{Audited, Keeper};
 use super::limits::{Deadlines, Limits, Progress};
 use super::peer::{Peer, PeerError};
 use super::problem;
@@ -225,8 +225,14 @@ impl<K: Keeper> Server<K> {
         }
     }
 
-    /// Logs a refusal once for each uid and set of rules: who polls does not flood the log.
+    /// Logs a refusal once for each uid and set of rules: who polls does not flood the log. The audit counts them all.
     fn note_refusal(&self, rules: &Arc<Rules>, peer: Option<&Peer>, denied: &Denied) {
+        self.keeper.audit(Audited {
+            action: Audited::REFUSED,
+            by: peer.map_or("unknown".to_owned(), |peer| format!("uid {}", peer.uid)),
+            user: None,
+            detail: format!("{} socket", self.kind),
+        });
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&refused.rules, rules) || refused.uids.len() >= REMEMBERED {
             *refused = Refused {
@@ -291,6 +297,7 @@ impl<K: Keeper> Caller<K> {
                 rule,
                 namespace,
                 names: Names::of(path)?,
+                admin: self.admin(),
             };
             if routes::is_token_path(path) {
                 return self.token(&call, &request).await;
@@ -306,6 +313,16 @@ impl<K: Keeper> Caller<K> {
         Ok(answer
             .unwrap_or_else(|never: Infallible| match never {})
             .map(Either::Right))
+    }
+
+    /// Returns the peer's uid, on the admin socket.
+    fn admin(&self) -> Option<u32> {
+        let admin = self.server.kind == SocketKind::Admin;
+        self.peer
+            .as_ref()
+            .ok()
+            .filter(|_| admin)
+            .map(|peer| peer.uid)
     }
 
     fn circumstances(self: &Arc<Self>) -> Circumstances {

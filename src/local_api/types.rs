@@ -473,6 +473,39 @@ pub struct BackupAnswer {
     pub revocations: u64,
 }
 
+/// An answer of `GET /v1/audit`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditList {
+    /// The notes, the newest first.
+    pub entries: Vec<AuditView>,
+    /// Where the next page begins; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// What somebody did with freshd itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditView {
+    /// Its number.
+    pub id: u64,
+    /// When, or when first (RFC 3339).
+    pub at: String,
+    /// When last, where it was repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// How often.
+    pub times: u64,
+    /// `read`, `refused`, `rules-changed`, `backed-up`, `key-rotation`, `restored`.
+    pub action: String,
+    /// Who: `uid 1000`.
+    pub by: String,
+    /// A keyed hash of the user it was about; empty where it was about nobody.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// The rest, in words.
+    pub detail: String,
+}
+
 /// How many grants a bulk verb changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {

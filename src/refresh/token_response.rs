@@ -316,6 +316,18 @@ impl Outcome {
         }
     }
 
+    /// Returns which of the outcomes this is.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Outcome::Tokens(_) => "token-set",
+            Outcome::RefusedForGood(_) => "refused-for-good",
+            Outcome::RefusedForAll(_) => "refused-for-all",
+            Outcome::RefusedForNow { .. } => "refused-for-now",
+            Outcome::Unknown(_) => "unknown",
+            Outcome::NotSent(_) => "not-sent",
+        }
+    }
+
     /// Returns a short code for logs and rows: `ok`, `http-503`, `invalid_grant`, `connect`. Never a server's own text.
     pub fn code(&self) -> String {
         match self {

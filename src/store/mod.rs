@@ -12,10 +12,11 @@
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
 //! | `rows`, `stored_row` | a grant's row, read and opened; the same from bytes nobody vouches for |
-//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
+mod audit;
 mod backup;
 mod checkpoint;
 mod erasures;
@@ -53,6 +54,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 pub use attempts::{Cas, Failure, TokenCommit};
+pub use audit::{AuditFilter, AuditNote};
 pub use backup::{BackedUp, BackupError};
 pub use events::{EventKind, EventPage, KeptEvent};
 pub use fingerprints::Short;
@@ -222,6 +224,16 @@ impl Store {
         let trouble = || disk.check_there().and_then(|()| disk.check_room()).err();
         let now = || trouble().map(|trouble| trouble.text());
         self.inner.writer.failing().or_else(now)
+    }
+
+    /// Returns the free bytes on the store's file system, where it says.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.inner.disk.free_bytes()
+    }
+
+    /// Returns how many changes wait for the writer.
+    pub fn queued(&self) -> usize {
+        self.inner.writer.queued()
     }
 
     /// Writes what is queued, empties the log, closes the database and frees the state directory.

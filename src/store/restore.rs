@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
+use super::audit::{self, AuditNote};
 use super::backup;
 use super::erasures::{self, Position};
 use super::events;
@@ -255,6 +256,7 @@ fn prepare(
         };
         let suspended = suspend(&session, restore, copy)?;
         events::forget_all(&session, restore.at)?;
+        audit::keep(&session, &note(restore.at, copy))?;
         let count = |row: &rusqlite::Row<'_>| rows::count(row, 0);
         let grants = session.first("SELECT count(*) FROM grants", [], count)?;
         tx.commit()?;
@@ -278,6 +280,19 @@ fn prepare(
         .and_then(|file| file.sync_all())
         .map_err(io)?;
     Ok(restored)
+}
+
+/// What the audit says of it.
+fn note(at: UnixTime, copy: &Copy) -> AuditNote {
+    AuditNote {
+        action: "restored".to_owned(),
+        by: "freshctl restore".to_owned(),
+        user: String::new(),
+        detail: format!("a copy of {}", copy.made_at.rfc3339()),
+        first_at: at,
+        last_at: at,
+        times: 1,
+    }
 }
 
 fn write_copy(from: &Path, to: &Path) -> io::Result<()> {

@@ -33,6 +33,15 @@ pub(super) const DUE_WITHIN: &str = "SELECT id, due_at, expires_at, version FROM
      WHERE provider = ?1 AND due_at IS NOT NULL AND due_at <= ?2 AND (due_at, id) > (?3, ?4)
      ORDER BY due_at, id LIMIT ?5";
 
+/// So many rows of the due index are looked at for the soonest expiry.
+const LOOK_AHEAD: i64 = 1000;
+
+/// A token whose next turn comes after its end is one that retries, or that rests: nobody lets it end by being late.
+pub(super) const SOONEST_EXPIRY: &str = "SELECT min(expires_at) FROM (
+        SELECT due_at, expires_at FROM grants
+        WHERE provider = ?1 AND due_at IS NOT NULL ORDER BY due_at, id LIMIT ?2)
+     WHERE expires_at >= due_at";
+
 pub(super) const RESCHEDULE: &str =
     select_grant!("WHERE g.provider = ?1 AND g.id > ?2 ORDER BY g.id LIMIT ?3");
 
@@ -74,6 +83,19 @@ impl Store {
                      ORDER BY g.due_at LIMIT 1))
                  FROM (SELECT DISTINCT provider FROM counters) c";
             Ok(session.first(sql, [], |row| maybe_time(row, 0))?.flatten())
+        })
+        .await
+    }
+
+    /// Returns when the first access token of a provider ends that is to be refreshed before its end, of the
+    /// [`LOOK_AHEAD`] grants that are due first. Costs the same however many there are.
+    pub async fn soonest_expiry(&self, provider: &str) -> Result<Option<UnixTime>, StoreError> {
+        let provider = provider.to_owned();
+        self.read(move |session| {
+            let row = session.first(SOONEST_EXPIRY, params![provider, LOOK_AHEAD], |row| {
+                maybe_time(row, 0)
+            })?;
+            Ok(row.flatten())
         })
         .await
     }

@@ -13,7 +13,7 @@ pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// One step per version, never edited once released. `user_version` counts the steps taken.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5];
 
 const V1: &str = "
 CREATE TABLE store (
@@ -182,6 +182,20 @@ CREATE TABLE events (
 CREATE INDEX events_grant ON events (grant_id);
 -- Events up to this one may be missing.
 ALTER TABLE store ADD COLUMN events_after INTEGER NOT NULL DEFAULT 0;
+";
+
+const V5: &str = "
+-- A user is a keyed hash here, so that a deletion has nothing to delete.
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    action TEXT NOT NULL,
+    made_by TEXT NOT NULL,
+    user TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    first_at INTEGER NOT NULL,
+    last_at INTEGER NOT NULL,
+    times INTEGER NOT NULL
+) STRICT;
 ";
 
 /// Opens a connection for writing, set up as every writer is.
@@ -395,6 +409,23 @@ mod tests {
             "the newest last"
         );
         assert_eq!(kept(8), "");
+        assert_eq!(identity(&conn).unwrap().version, VERSION);
+    }
+
+    #[test]
+    fn the_step_to_audits_adds_an_empty_table_and_keeps_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        migrate(&mut conn, &MIGRATIONS[..4]).unwrap();
+        conn.execute("INSERT INTO activity VALUES ('default', 'anna', 5)", [])
+            .unwrap();
+        assert!(upgrade(&mut conn).unwrap());
+        let sql = "SELECT (SELECT count(*) FROM audit), (SELECT count(*) FROM activity)";
+        let counts: (i64, i64) = conn
+            .query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
+        assert_eq!(counts, (0, 1));
         assert_eq!(identity(&conn).unwrap().version, VERSION);
     }
 

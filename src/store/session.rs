@@ -135,6 +135,12 @@ impl Disk {
         Ok(())
     }
 
+    /// Returns the free bytes, where the file system says.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.dir).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     /// Stands before every write and commit.
     pub(super) fn step(&self) -> Result<(), Trouble> {
         #[cfg(test)]

@@ -221,6 +221,11 @@ impl Writer {
         lock(&self.shared.failing).clone()
     }
 
+    /// Returns how many entries wait for a group.
+    pub(super) fn queued(&self) -> usize {
+        lock(&self.shared.queue).len()
+    }
+
     /// Returns what changes whenever events have been committed.
     pub(super) fn events_committed(&self) -> watch::Receiver<()> {
         self.shared.events.subscribe()

@@ -15,6 +15,8 @@ mod changes;
 mod driver;
 #[path = "../../src/daemon/held.rs"]
 mod held;
+#[path = "../../src/daemon/outages.rs"]
+mod outages;
 #[path = "../../src/daemon/owed.rs"]
 mod owed;
 #[path = "../../src/daemon/providers.rs"]
@@ -97,6 +99,12 @@ mod log {
     }
 }
 
+/// Nobody is an admin here.
+mod audit {
+    #[derive(Default)]
+    pub(super) struct Audit;
+}
+
 /// Nobody listens to events.
 mod events {
     #[derive(Default)]
@@ -114,6 +122,7 @@ mod moving {
     #[derive(Default)]
     pub(super) struct Moving;
 
+    /// What keeps a move out while a change is made.
     pub(super) struct Open;
 
     impl Moving {
@@ -166,6 +175,9 @@ impl Daemon {
             store,
             cache: cache::Cache::new(1 << 20),
             names: log::Names,
+            metrics: crate::metrics::Registry::new(Vec::new()),
+            audit: Default::default(),
+            outages: Default::default(),
             driver,
             live: Default::default(),
             rotation: Default::default(),

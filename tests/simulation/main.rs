@@ -41,7 +41,7 @@ mod world;
 use real_tokio::{select, sync};
 pub(crate) use runtime::{spawn, task, time};
 
-use freshd::{local_api, profile, refresh};
+use freshd::{local_api, metrics, profile, refresh};
 use network as token_endpoint;
 
 /// Stands for `rand::random`.

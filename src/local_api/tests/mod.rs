@@ -20,11 +20,13 @@ use tokio::sync::mpsc;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
-use super::keeper::{EventStream, Events, Keeper, ListRequest, Target, Token, TokenRequest};
+use super::keeper::{
+    AuditRequest, Audited, EventStream, Events, Keeper, ListRequest, Target, Token, TokenRequest,
+};
 use super::limits::Limits;
 use super::rules::{Rule, RulePeer, Rules, SharedRules, SocketKind};
 use super::types::{
-    BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
+    AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
     ImportRequest, KeysView, Problem, ProviderList, ProviderStanding, Status, UserView,
 };
 use super::{listen, problem, server};
@@ -38,6 +40,7 @@ const CANARY: &str = "canary-4f1d";
 /// Notes each call; a user called `slow` waits until let go, `nobody` has no grant.
 struct Recorder {
     calls: Mutex<Vec<String>>,
+    audits: Mutex<Vec<String>>,
     slow: Semaphore,
     slow_began: Notify,
     draining: AtomicBool,
@@ -270,6 +273,32 @@ impl Keeper for Recorder {
         Ok(Box::pin(stream::once(async { now }).chain(later)))
     }
 
+    fn audit(&self, what: Audited) {
+        let Audited {
+            action,
+            by,
+            user,
+            detail,
+        } = what;
+        self.audits
+            .lock()
+            .unwrap()
+            .push(format!("{action} {by} {user:?} {detail}"));
+    }
+
+    async fn audited(&self, request: AuditRequest) -> Result<AuditList, Problem> {
+        self.note(format!("audited {request:?}"));
+        Ok(AuditList {
+            entries: vec![],
+            next_cursor: None,
+        })
+    }
+
+    async fn metrics(&self) -> String {
+        self.note("metrics".into());
+        "# metrics\n".into()
+    }
+
     async fn healthy(&self) -> Result<(), Problem> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(problem::draining(Duration::from_secs(3)));
@@ -328,6 +357,7 @@ impl Site {
         let listener = listen::bind(&directory.path().join("s"), 0o600, None).unwrap();
         let keeper = Arc::new(Recorder {
             calls: Mutex::default(),
+            audits: Mutex::default(),
             slow: Semaphore::new(0),
             slow_began: Notify::new(),
             draining: AtomicBool::new(false),

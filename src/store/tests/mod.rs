@@ -1,5 +1,6 @@
 //! Tests of the whole store, and what they share.
 
+mod audit;
 mod backing_up;
 mod counting;
 mod events;

@@ -9,6 +9,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
+use super::systemd::notify;
 use crate::config::{self, Defaults};
 use crate::local_api::listen;
 
@@ -112,11 +113,6 @@ async fn again(signals: &mut Signals) {
         }
     }
     std::future::pending().await
-}
-
-fn notify(states: &[NotifyState<'_>]) {
-    // Not under systemd, or it does not listen: nothing depends on it.
-    let _ = sd_notify::notify(states);
 }
 
 /// No core, no debugger of the same user (I6), and files nobody else can read.

@@ -14,6 +14,7 @@ use super::providers::Live;
 use super::revocations;
 use super::shared::Shared;
 use super::steps;
+use super::systemd;
 use crate::refresh::policy::Rotation;
 use crate::store::StoreError;
 
@@ -57,7 +58,7 @@ async fn resume_replays(shared: &Shared, live: &BTreeMap<String, Arc<Live>>) {
     }
 }
 
-/// Begins what runs until the daemon ends: the schedule, revocations, and writing who was active.
+/// Begins what runs until the daemon ends: the schedule, revocations, writing who was active, telling systemd.
 pub(super) fn background(
     shared: &Arc<Shared>,
     inbox: UnboundedReceiver<Event>,
@@ -69,6 +70,7 @@ pub(super) fn background(
         tokio::spawn(revocations::run(shared.clone(), give_up_revocations_after)),
         tokio::spawn(flush_activity(shared.clone())),
         tokio::spawn(watch_store(shared.clone())),
+        tokio::spawn(systemd::run(shared.clone())),
     ]
 }
 

@@ -14,12 +14,14 @@ use super::providers::Live;
 use super::revocations;
 use super::shared::Shared;
 use super::steps;
-use super::systemd;
 use crate::refresh::policy::Rotation;
 use crate::store::StoreError;
 
 /// Activity notes that the store refused are written again after this.
 const FLUSH_RETRY: Duration = Duration::from_secs(60);
+
+/// Replays that the store did not let resume are looked at again after this.
+const REPLAYS_RETRY: Duration = Duration::from_secs(1);
 
 /// Takes up what an earlier life left, before anything else may touch a grant.
 ///
@@ -38,27 +40,42 @@ pub(super) async fn take_up(
 
 /// Brings forward the requests without outcome at servers with a grace, which is short. Elsewhere they
 /// have time until their grants fall due, or have to wait even longer.
-async fn resume_replays(shared: &Shared, live: &BTreeMap<String, Arc<Live>>) {
+async fn resume_replays(shared: &Arc<Shared>, live: &BTreeMap<String, Arc<Live>>) {
     for (name, live) in live {
-        if !matches!(live.config.policy.rotation, Rotation::Grace(_)) {
+        let Rotation::Grace(grace) = live.config.policy.rotation else {
             continue;
-        }
-        match shared.store.make_marked_due(name).await {
-            Ok(ids) if ids.is_empty() => {}
-            Ok(ids) => {
-                tracing::info!(provider = %name, grants = ids.len(), "replays-resumed");
-                for id in ids {
-                    let provider = name.clone();
-                    let _ = shared.driver.send(Event::Urgent { provider, id });
-                }
-            }
-            // A store that takes no writes can begin no attempt either.
-            Err(error) => tracing::warn!(provider = %name, %error, "replays-not-resumed"),
+        };
+        if let Err(error) = resume_replays_at(shared, name).await {
+            tracing::warn!(provider = %name, %error, "replays-not-resumed");
+            tokio::spawn(resume_replays_later(shared.clone(), name.clone(), grace));
         }
     }
 }
 
-/// Begins what runs until the daemon ends: the schedule, revocations, writing who was active, telling systemd.
+/// A store that takes no writes can begin no attempt either; but it may take them again while a grace lasts.
+async fn resume_replays_later(shared: Arc<Shared>, provider: String, grace: Duration) {
+    let until = shared.clock.now() + grace;
+    while shared.clock.now() < until {
+        tokio::time::sleep(REPLAYS_RETRY).await;
+        if resume_replays_at(&shared, &provider).await.is_ok() {
+            return;
+        }
+    }
+}
+
+async fn resume_replays_at(shared: &Shared, provider: &str) -> Result<(), StoreError> {
+    let ids = shared.store.make_marked_due(provider).await?;
+    if !ids.is_empty() {
+        tracing::info!(provider, grants = ids.len(), "replays-resumed");
+    }
+    for id in ids {
+        let provider = provider.to_owned();
+        let _ = shared.driver.send(Event::Urgent { provider, id });
+    }
+    Ok(())
+}
+
+/// Begins what runs until the daemon ends: the schedule, revocations, and writing who was active.
 pub(super) fn background(
     shared: &Arc<Shared>,
     inbox: UnboundedReceiver<Event>,
@@ -70,7 +87,6 @@ pub(super) fn background(
         tokio::spawn(revocations::run(shared.clone(), give_up_revocations_after)),
         tokio::spawn(flush_activity(shared.clone())),
         tokio::spawn(watch_store(shared.clone())),
-        tokio::spawn(systemd::run(shared.clone())),
     ]
 }
 

@@ -70,9 +70,6 @@ async fn progresses(shared: &Shared, patience: Duration) -> bool {
 }
 
 async fn status(shared: &Shared) -> Result<String, StoreError> {
-    if shared.draining() {
-        return Ok("stopping: what is in flight finishes".to_owned());
-    }
     let counts = shared.store.counts().await?;
     let next = view::next_due_at(shared, view::look(shared).await.as_ref()).await?;
     let mut words = words(&counts, next, shared.clock.now());

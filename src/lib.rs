@@ -76,8 +76,8 @@
 //! # Modules
 //!
 //! Imports point inward: [`refresh`] imports nothing of ours; [`store`], [`token_endpoint`], [`local_api`] and [`config`] import
-//! [`refresh`], not each other ([`profile`]'s types aside); [`metrics`] imports nothing of ours; [`ctl`] imports [`config`] and the API's types; only [`daemon`] sees
-//! everything. `tests/module_map.rs` keeps this true.
+//! [`refresh`], not each other ([`profile`]'s types aside); [`metrics`] imports nothing of ours; [`ctl`] imports [`config`] and the API's
+//! types; only [`daemon`] sees everything. [`manual`] makes the man pages. `tests/module_map.rs` keeps this true.
 
 #![deny(clippy::unwrap_used)]
 
@@ -86,6 +86,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod demo;
 pub mod local_api;
+pub mod manual;
 pub mod metrics;
 pub mod profile;
 pub mod refresh;

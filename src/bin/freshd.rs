@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Keeps OAuth 2.0 tokens fresh, sealed, and served over a Unix socket.
 #[derive(Parser)]
@@ -35,6 +35,12 @@ enum Command {
         #[arg(long = "for", value_name = "TIME", value_parser = duration)]
         for_: Option<Duration>,
     },
+    /// Writes the man pages and freshctl's completions
+    #[command(hide = true)]
+    Manual {
+        /// Where to; made if it is missing
+        directory: PathBuf,
+    },
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -54,6 +60,15 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(Command::Demo { for_, port }) => {
             freshd::demo::main(freshd::demo::Options { for_, port })
+        }
+        Some(Command::Manual { directory }) => {
+            match freshd::manual::write(&directory, Arguments::command()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("freshd: {}: {error}", directory.display());
+                    ExitCode::from(73)
+                }
+            }
         }
         None => freshd::daemon::service::main(arguments.config.as_deref()),
     }

@@ -59,6 +59,11 @@ pub use console::{Console, Terminals};
 use failure::{Exit, Failure};
 use output::Look;
 
+/// Returns the definition of the command line.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the command in this process's surroundings.
 pub fn main() -> ExitCode {
     let terminals = Terminals {

@@ -44,6 +44,7 @@ mod start;
 mod steps;
 #[cfg(test)]
 mod steps_tests;
+mod systemd;
 mod view;
 mod watch;
 

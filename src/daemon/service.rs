@@ -9,6 +9,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
+use super::systemd::{self, notify};
 use crate::config::{self, Defaults};
 use crate::local_api::listen;
 
@@ -83,6 +84,7 @@ async fn serve(
     };
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
+    let telling = tokio::spawn(systemd::run(daemon.shared.clone()));
     while let Some(signal) = signals.next().await {
         if signal != SIGHUP {
             break;
@@ -93,8 +95,13 @@ async fn serve(
         daemon.reload(config::load(file, defaults)).await;
         notify(&[NotifyState::Ready]);
     }
-    notify(&[NotifyState::Stopping]);
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status("stopping: what is in flight finishes"),
+    ]);
     tracing::info!("draining");
+    // What it would say of a store that is being closed is of no use.
+    telling.abort();
     tokio::select! {
         () = daemon.stop() => ExitCode::SUCCESS,
         () = again(&mut signals) => {
@@ -112,11 +119,6 @@ async fn again(signals: &mut Signals) {
         }
     }
     std::future::pending().await
-}
-
-fn notify(states: &[NotifyState<'_>]) {
-    // Not under systemd, or it does not listen: nothing depends on it.
-    let _ = sd_notify::notify(states);
 }
 
 /// No core, no debugger of the same user (I6), and files nobody else can read.

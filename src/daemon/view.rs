@@ -168,15 +168,22 @@ fn count(count: &Count) -> CountView {
     }
 }
 
+/// When anything is due next. What is due soon is in memory; the rest is one look at an index.
+pub(super) async fn next_due_at(
+    shared: &Shared,
+    look: Option<&Look>,
+) -> Result<Option<UnixTime>, StoreError> {
+    match look.and_then(|look| look.next_due_at) {
+        Some(at) => Ok(Some(at)),
+        None => shared.store.next_due_at().await,
+    }
+}
+
 /// How the daemon fares.
 pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
     let counts = shared.store.counts().await?;
     let look = look(shared).await;
-    // What is due soon is in memory; the rest is one look at an index.
-    let next_due_at = match look.as_ref().and_then(|look| look.next_due_at) {
-        Some(at) => Some(at),
-        None => shared.store.next_due_at().await?,
-    };
+    let next_due_at = next_due_at(shared, look.as_ref()).await?;
     let providers = providers(shared).await?;
     let revocations = shared.store.revocations_waiting().await?;
     let state = if shared.moving.begun() {

@@ -18,7 +18,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tower::ServiceExt;
 
 use super::events::{Circumstances, Streams};
@@ -33,6 +33,9 @@ use super::types::Problem;
 
 /// After a failed accept (mostly: no file descriptor left) the next is tried so much later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// At a shutdown, who has connected and not asked yet gets so long to do it.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 
 /// The log remembers so many refused uids, in order to name each once.
 const REMEMBERED: usize = 1024;
@@ -77,6 +80,7 @@ pub async fn serve_with<K: Keeper>(
     let strangers = Arc::new(Semaphore::new(limits.strangers));
     let server = Arc::new(Server::new(kind, keeper, rules, limits));
     let graceful = GracefulShutdown::new();
+    let (newcomer, mut newcomers) = mpsc::channel::<Infallible>(1);
     let mut was_full = false;
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -113,7 +117,7 @@ pub async fn serve_with<K: Keeper>(
             continue;
         };
         was_full = false;
-        let connection = server.connection(stream, peer, &graceful);
+        let connection = server.connection(stream, peer, &graceful, newcomer.clone());
         tokio::spawn(async move {
             connection.await;
             drop((place, strangers_place));
@@ -121,6 +125,9 @@ pub async fn serve_with<K: Keeper>(
     }
     drop(listener);
     server.streams.stop();
+    // A request may be on its way on a connection that was just accepted, and would be lost.
+    drop(newcomer);
+    let _ = tokio::time::timeout(FIRST_REQUEST, newcomers.recv()).await;
     graceful.shutdown().await;
     Ok(())
 }
@@ -178,12 +185,13 @@ impl<K: Keeper> Server<K> {
         }
     }
 
-    /// Returns the future that serves one connection to its end.
+    /// Returns the future that serves one connection to its end. It drops `newcomer` with the first request.
     fn connection(
         self: &Arc<Self>,
         stream: UnixStream,
         peer: Result<Peer, PeerError>,
         graceful: &GracefulShutdown,
+        newcomer: mpsc::Sender<Infallible>,
     ) -> impl Future<Output = ()> + Send + use<K> {
         let progress = Arc::new(Progress::default());
         let io = Deadlines::new(stream, Arc::clone(&progress), Arc::clone(&self.limits));
@@ -193,7 +201,14 @@ impl<K: Keeper> Server<K> {
             progress: Arc::clone(&progress),
             matched: Mutex::new(None),
         });
+        let newcomer = Mutex::new(Some(newcomer));
         let service = hyper::service::service_fn(move |request| {
+            drop(
+                newcomer
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take(),
+            );
             let (caller, busy) = (Arc::clone(&caller), progress.busy());
             async move {
                 let answer = caller.answer(request).await;

@@ -20,6 +20,8 @@ pub(super) const KEY_LEN: usize = 32;
 const TEXT_LEN: usize = 44;
 /// The name of the systemd credential that holds the key.
 const CREDENTIAL: &str = "freshd.key";
+/// What that credential is set to where its file is missing.
+const ABSENT: &[u8] = b"absent";
 
 /// The 32-byte key-encryption key; zeroized on drop, redacted in `Debug`.
 ///
@@ -142,7 +144,10 @@ impl Kek {
     }
 
     /// Reads `freshd.key` in a systemd credentials directory (`$CREDENTIALS_DIRECTORY`);
-    /// `None` if that credential is not there.
+    /// `None` if that credential is not there, or is the word "absent".
+    ///
+    /// The unit sets it to that word where the file that it should come from is missing: without, systemd would fail
+    /// with a line that names no file, before we could say which one it is.
     ///
     /// Mode and owner are systemd's business: it may grant us the file by an access
     /// control list, which shows up as group permissions.
@@ -152,6 +157,7 @@ impl Kek {
     pub fn from_systemd_credential(dir: &Path) -> Result<Option<Kek>, KeyError> {
         let path = dir.join(CREDENTIAL);
         match open_regular(&path) {
+            Ok(_) if is_absent(&path) => Ok(None),
             Ok((file, _)) => read_text(file, &path).map(Some),
             Err(KeyError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -242,6 +248,12 @@ fn open_regular(path: &Path) -> Result<(File, std::fs::Metadata), KeyError> {
         return Err(KeyError::NotAFile { path: path.into() });
     }
     Ok((file, meta))
+}
+
+/// Whether the file holds [`ABSENT`]; a key, which is longer, is not read for that.
+fn is_absent(path: &Path) -> bool {
+    let short = std::fs::metadata(path).is_ok_and(|about| about.len() == ABSENT.len() as u64);
+    short && std::fs::read(path).is_ok_and(|content| content == ABSENT)
 }
 
 fn read_text(mut file: File, path: &Path) -> Result<Kek, KeyError> {
@@ -415,5 +427,7 @@ mod tests {
         assert_eq!(read.bytes(), key.bytes());
         std::fs::write(&path, "nonsense").unwrap();
         assert!(Kek::from_systemd_credential(dir.path()).is_err());
+        std::fs::write(&path, "absent").unwrap();
+        assert!(Kek::from_systemd_credential(dir.path()).unwrap().is_none());
     }
 }

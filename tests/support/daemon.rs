@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use super::config::{Config, our_uid, write_private};
@@ -35,8 +35,8 @@ pub struct Freshd {
 /// One process.
 struct Running {
     child: Child,
-    /// Where it says that it is ready.
-    notify: UnixDatagram,
+    /// Each time it says that it is ready: after a start, and after each reload (`sd_notify(3)`).
+    ready: Mutex<mpsc::UnboundedReceiver<()>>,
     /// Ends when its stderr does.
     following: JoinHandle<()>,
 }
@@ -57,7 +57,7 @@ impl Running {
 
     async fn wait_until_ready(&mut self) {
         tokio::select! {
-            () = within("freshd to be ready", told_ready(&self.notify)) => return,
+            () = within("freshd to be ready", told_ready(&self.ready)) => return,
             _ = self.child.wait() => {}
         }
         let status = self.wait_exit().await;
@@ -98,7 +98,7 @@ impl Freshd {
         self.spawn_again(command);
         let running = &mut self.running;
         tokio::select! {
-            () = within("freshd to be ready or to end", told_ready(&running.notify)) => true,
+            () = within("freshd to be ready or to end", told_ready(&running.ready)) => true,
             _ = running.child.wait() => false,
         }
     }
@@ -169,7 +169,7 @@ impl Freshd {
     pub async fn reload(&self) -> Result<(), String> {
         self.config.write();
         self.signal(Signal::HUP);
-        within("the reload", told_ready(&self.running.notify)).await;
+        within("the reload", told_ready(&self.running.ready)).await;
         match &self.status().await["reload_error"] {
             Value::Null => Ok(()),
             error => Err(error.as_str().expect("it is text").to_owned()),
@@ -399,8 +399,18 @@ fn clean_command(program: &str) -> Command {
     command
 }
 
-/// Waits for the word that comes after a start and after each reload (`sd_notify(3)`).
-async fn told_ready(notify: &UnixDatagram) {
+/// Waits for the word that comes after a start and after each reload.
+async fn told_ready(ready: &Mutex<mpsc::UnboundedReceiver<()>>) {
+    ready
+        .lock()
+        .await
+        .recv()
+        .await
+        .expect("who listens outlives the daemon");
+}
+
+/// Reads all that a daemon tells systemd: one that nobody listens to would wait for room in the socket.
+async fn listen(notify: UnixDatagram, ready: mpsc::UnboundedSender<()>) {
     let mut datagram = [0; 4096];
     loop {
         let length = notify
@@ -408,7 +418,7 @@ async fn told_ready(notify: &UnixDatagram) {
             .await
             .expect("the socket is ours");
         let text = String::from_utf8_lossy(&datagram[..length]);
-        if text.lines().any(|line| line == "READY=1") {
+        if text.lines().any(|line| line == "READY=1") && ready.send(()).is_err() {
             return;
         }
     }
@@ -443,9 +453,11 @@ fn spawn(
         .expect("freshd was built");
     let stderr = child.stderr.take().expect("it is piped");
     let following = tokio::spawn(follow(stderr, log.clone()));
+    let (sender, ready) = mpsc::unbounded_channel();
+    tokio::spawn(listen(socket, sender));
     Running {
         child,
-        notify: socket,
+        ready: Mutex::new(ready),
         following,
     }
 }

@@ -162,6 +162,23 @@ async fn peers_without_a_rule_cannot_take_the_places_of_those_with_one() {
 }
 
 #[tokio::test]
+async fn shutdown_waits_for_the_first_request_of_who_has_just_connected() {
+    let site = Site::shared();
+    let mut fresh = site.connect().await;
+    // Accepted in turn: when this one is answered, the first is no longer in the backlog.
+    let mut idle = site.connect().await;
+    assert_eq!(idle.ask(TOKEN).await.status, 200);
+    let path = site.path();
+    site.stop.send(()).unwrap();
+    while UnixStream::connect(&path).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fresh.ask(TOKEN).await.status, 200);
+    assert!(idle.reply().await.is_none());
+    site.server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn shutdown_finishes_requests_in_flight_closes_idle_connections_and_returns() {
     let site = Site::shared();
     let mut idle = site.connect().await;

@@ -24,6 +24,8 @@ const MAY_IMPORT: [(&str, &[&str]); 8] = [
             "store::RecoveryKey",
             "store::rekey",
             "store::restore",
+            "token_endpoint::Outbound",
+            "token_endpoint::probe",
             "daemon::clock",
         ],
     ),

@@ -891,6 +891,7 @@ async fn a_providers_state_survives_a_restart() {
             since: at(4),
             probe_at: at(5),
         }),
+        renew_before: Some(at(6)),
     };
     bench
         .store

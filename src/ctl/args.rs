@@ -75,6 +75,8 @@ pub enum Command {
     Events(Events),
     /// Tells who read tokens as an admin, who was refused, and what was changed about freshd itself
     Audit(Audit),
+    /// Prints what is held, without its tokens, as JSON lines in the shape of import --jsonl
+    Export(Export),
     /// Prints an access token, and nothing else, to standard output
     Token(Token),
     /// Imports a grant (JSON on standard input), or many from a file
@@ -153,6 +155,20 @@ pub struct Grants {
     /// At most this many (default: all)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
+}
+
+/// `export`.
+#[derive(Args, Debug)]
+pub struct Export {
+    /// Only those with this state
+    #[arg(long, value_enum)]
+    pub state: Option<State>,
+    /// Only those at this provider
+    #[arg(long)]
+    pub provider: Option<String>,
+    /// Only those whose scope lacks this one
+    #[arg(long, value_name = "SCOPE")]
+    pub missing_scope: Option<String>,
 }
 
 /// `events`.

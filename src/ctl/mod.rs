@@ -12,6 +12,7 @@
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
 //! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
 //! | `events` | what happened to grants, and happens |
+//! | `export` | what is held, without secrets |
 //! | `backup` | a copy of the store |
 //! | `keys` | the data key, the key-encryption key, the recovery key |
 //! | `many`, `renewal` | one verb for many grants; all of a provider refreshed |
@@ -31,6 +32,7 @@ mod console;
 mod control;
 mod doctor;
 mod events;
+mod export;
 mod failure;
 mod grants;
 mod import;
@@ -207,6 +209,7 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
         Command::Why { grant } => why::why(session, &grant.user, &grant.provider).await,
         Command::Audit(args) => audit::audit(session, &args).await,
         Command::Events(args) => events::events(session, &args).await,
+        Command::Export(args) => export::export(session, args).await,
         Command::Token(args) => token::token(session, &args).await,
         Command::Refresh(args) => refresh(session, &args).await,
         Command::Import(args) => match &args.jsonl {

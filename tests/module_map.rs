@@ -25,6 +25,8 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
             "store::RecoveryKey",
             "store::rekey",
             "store::restore",
+            "token_endpoint::Outbound",
+            "token_endpoint::probe",
             "daemon::clock",
         ],
     ),

@@ -334,6 +334,7 @@ impl World {
         match cause {
             Cause::Demand => assert!(self.demanded.contains(&id), "nobody asked for {id:?}"),
             Cause::Due => {}
+            Cause::Renewal => panic!("the horizon knows of no renewals"),
         }
         self.in_flight.push(Flight {
             provider: provider.clone(),

@@ -11,6 +11,9 @@ const ABOUT: &str = "Looks after freshd: what it keeps fresh, for whom, and what
 const STATUS_HELP: &str = "\
 Exit code 0: all is well. 1: something needs attention: a provider does not run, grants need authorization, \
 the store cannot be written, a reload was refused. A cool-down ends by itself and is no trouble.";
+const DOCTOR_HELP: &str = "\
+Exit code 0: nothing is wrong (what could not be looked at is told as ?). 1: something is wrong, with what to do about it. \
+Nothing is changed, and no secret leaves: token endpoints are sent an empty form. As root it sees everything.";
 const GLOBAL: &str = "Options of every command";
 const PROVIDER: &str = "The provider's name, or provider:account";
 
@@ -72,6 +75,8 @@ pub enum Command {
     Events(Events),
     /// Tells who read tokens as an admin, who was refused, and what was changed about freshd itself
     Audit(Audit),
+    /// Prints what is held, without its tokens, as JSON lines in the shape of import --jsonl
+    Export(Export),
     /// Prints an access token, and nothing else, to standard output
     Token(Token),
     /// Imports a grant (JSON on standard input), or many from a file
@@ -79,34 +84,20 @@ pub enum Command {
     /// Lets imports that were held (import --hold), and grants that were restored, be refreshed
     Release(Release),
     /// Refreshes now, as after an API refused the access token
-    Refresh {
-        #[command(flatten)]
-        grant: Grant,
-        /// The generation that was refused; if it is no longer the current one, nothing is refreshed
-        #[arg(long, value_name = "N")]
-        generation: Option<u64>,
-    },
+    #[command(after_help = REFRESH_HELP)]
+    Refresh(Refresh),
     /// Notes that a user is back: resumes, and refreshes what is stale
     Activity {
         /// The app's name for the user
         #[arg(value_parser = user)]
         user: String,
     },
-    /// Stops refreshing a grant, all grants of a user, or a provider
+    /// Stops refreshing a grant, all grants of a user, many, or a provider
     Pause(Target),
-    /// Refreshes again what is paused, whatever the reason
+    /// Refreshes again what is paused, whatever the reason; with --all what an admin paused
     Resume(Target),
-    /// Deletes a grant, or all grants of a user, and revokes them at their providers
-    Revoke {
-        /// The app's name for the user
-        #[arg(value_parser = user)]
-        user: String,
-        #[arg(help = PROVIDER, value_parser = name)]
-        provider: Option<String>,
-        /// Does not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
+    /// Deletes a grant, all grants of a user, or many, and revokes them at their providers
+    Revoke(Revoke),
     /// Lists the providers and how they fare
     Providers,
     /// Copies the store, sealed and with its keyring, to a new file that the daemon writes and checks
@@ -125,6 +116,13 @@ pub enum Command {
         /// The configuration file, as --config names it
         #[arg(value_name = "FILE", conflicts_with = "config")]
         file: Option<PathBuf>,
+    },
+    /// Looks at configuration, key, directories, disk, clock, providers, unit and sockets, and says what to do
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor {
+        /// Leaves the providers out
+        #[arg(long)]
+        offline: bool,
     },
     /// Makes and changes keys
     Key {
@@ -157,6 +155,20 @@ pub struct Grants {
     /// At most this many (default: all)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
+}
+
+/// `export`.
+#[derive(Args, Debug)]
+pub struct Export {
+    /// Only those with this state
+    #[arg(long, value_enum)]
+    pub state: Option<State>,
+    /// Only those at this provider
+    #[arg(long)]
+    pub provider: Option<String>,
+    /// Only those whose scope lacks this one
+    #[arg(long, value_name = "SCOPE")]
+    pub missing_scope: Option<String>,
 }
 
 /// `events`.
@@ -276,6 +288,78 @@ A refresh_token alone is enough. With --jsonl each line also has user and provid
 An import can be run again: grants that are there are unchanged. \
 Lines that are not taken are told by number, the others go on; the exit code is 0 if all were taken and 1 if not.";
 
+/// Which grants a verb is for, where it is for many.
+#[derive(Args, Debug)]
+pub struct Many {
+    /// Every grant that the filters leave
+    #[arg(long, help_heading = MANY)]
+    pub all: bool,
+    /// Only those at this provider
+    #[arg(long = "provider", id = "of", value_name = "PROVIDER", requires = "all", value_parser = name, help_heading = MANY)]
+    pub of: Option<String>,
+    /// Only those with this state
+    #[arg(long, value_enum, requires = "all", help_heading = MANY)]
+    pub state: Option<State>,
+    /// Only those whose scope lacks this one
+    #[arg(long, value_name = "SCOPE", requires = "all", help_heading = MANY)]
+    pub missing_scope: Option<String>,
+    /// Says how many these are, and changes nothing
+    #[arg(long, requires = "all", help_heading = MANY)]
+    pub dry_run: bool,
+}
+
+impl Many {
+    /// Whether the provider alone says which.
+    pub fn is_whole_provider(&self) -> bool {
+        self.of.is_some() && self.state.is_none() && self.missing_scope.is_none()
+    }
+
+    /// Whether anything but the namespace says which.
+    pub fn has_filter(&self) -> bool {
+        self.of.is_some() || self.state.is_some() || self.missing_scope.is_some()
+    }
+}
+
+const MANY: &str = "Many at once";
+
+/// `refresh`.
+#[derive(Args, Debug)]
+pub struct Refresh {
+    /// The app's name for the user
+    #[arg(value_parser = user, required_unless_present = "all", conflicts_with = "all", requires = "grant_provider")]
+    pub user: Option<String>,
+    #[arg(help = PROVIDER, id = "grant_provider", value_name = "PROVIDER", value_parser = name)]
+    pub provider: Option<String>,
+    /// The generation that was refused; if it is no longer the current one, nothing is refreshed
+    #[arg(long, value_name = "N", conflicts_with = "all")]
+    pub generation: Option<u64>,
+    #[command(flatten)]
+    pub many: Many,
+    /// Stays until every grant has been refreshed
+    #[arg(long, requires = "all", conflicts_with = "dry_run", help_heading = MANY)]
+    pub wait: bool,
+}
+
+const REFRESH_HELP: &str = "\
+refresh --all --provider NAME, without another filter, replaces every token set of a provider: after an incident it makes \
+a stolen copy worthless where refresh tokens rotate. Grants of users who are away are refreshed too. It keeps to the provider's \
+rate, goes on after a restart, and does not touch what is paused by an admin, held, restored, or in need of authorization.";
+
+/// `revoke`.
+#[derive(Args, Debug)]
+pub struct Revoke {
+    /// The app's name for the user
+    #[arg(value_parser = user, required_unless_present = "all", conflicts_with = "all")]
+    pub user: Option<String>,
+    #[arg(help = PROVIDER, id = "grant_provider", value_name = "PROVIDER", value_parser = name)]
+    pub provider: Option<String>,
+    #[command(flatten)]
+    pub many: Many,
+    /// Does not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
 /// `release`.
 #[derive(Args, Debug)]
 pub struct Release {
@@ -283,13 +367,9 @@ pub struct Release {
     #[arg(value_parser = user, required_unless_present = "all", conflicts_with = "all", requires = "grant_provider")]
     pub user: Option<String>,
     #[arg(help = PROVIDER, id = "grant_provider", value_name = "PROVIDER", value_parser = name)]
-    pub grant_provider: Option<String>,
-    /// With --all: the provider
-    #[arg(long = "provider", id = "of", value_name = "PROVIDER", requires = "all", value_parser = name)]
-    pub of: Option<String>,
-    /// Releases every held or restored grant of the provider
-    #[arg(long, requires = "of")]
-    pub all: bool,
+    pub provider: Option<String>,
+    #[command(flatten)]
+    pub many: Many,
 }
 
 /// `restore`.
@@ -317,13 +397,15 @@ while access tokens that live are served. Grants that were deleted since the cop
 #[derive(Args, Debug)]
 pub struct Target {
     /// The app's name for the user
-    #[arg(value_parser = user, required_unless_present = "provider_wide", conflicts_with = "provider_wide")]
+    #[arg(value_parser = user, required_unless_present_any = ["provider_wide", "all"], conflicts_with_all = ["provider_wide", "all"])]
     pub user: Option<String>,
-    #[arg(help = PROVIDER, value_parser = name)]
+    #[arg(help = PROVIDER, id = "grant_provider", value_name = "PROVIDER", value_parser = name)]
     pub provider: Option<String>,
     /// A whole provider: no request leaves for it
-    #[arg(long, value_name = "PROVIDER", value_parser = name)]
+    #[arg(long, value_name = "PROVIDER", value_parser = name, conflicts_with = "all")]
     pub provider_wide: Option<String>,
+    #[command(flatten)]
+    pub many: Many,
 }
 
 /// `key`.

@@ -28,7 +28,7 @@ use super::tally::{Place, Tally, place};
 /// Requests in flight at once, each on a connection of its own.
 const IN_FLIGHT: usize = 16;
 /// A request is sent so often before the import stops: about a minute, where the daemon names no time.
-const TRIES: u32 = 10;
+pub(super) const TRIES: u32 = 10;
 /// That it waits is told at this try, about a second after the first.
 const TOLD_AT: u32 = 3;
 /// No pause between two tries is longer, whatever the daemon asks for.
@@ -265,7 +265,7 @@ async fn fly(
 
 /// How long to wait before the next try: as long as the daemon says, else doubling. A lost connection is
 /// tried again at once, the first time.
-fn pause(error: &CallError, tries: u32) -> Duration {
+pub(super) fn pause(error: &CallError, tries: u32) -> Duration {
     let asked = match error {
         CallError::Refused(problem) => problem.retry_after.map(Duration::from_secs),
         CallError::Lost(_) if tries == 1 => Some(Duration::ZERO),

@@ -1,22 +1,17 @@
 //! `activity`, `pause`, `resume`, `release`, `revoke`: what changes the standing of grants.
 
 use std::io::{BufRead, BufReader};
-use std::sync::Arc;
 
 use hyper::Method;
-use tokio::task::JoinSet;
 
 use super::Session;
-use super::args::{Release, Target};
-use super::call_error::CallError;
-use super::client::{Answer, Call, Client, grant_path, provider_path, user_path};
+use super::args::{Release, Revoke, Target};
+use super::client::{Call, grant_path, provider_path, user_path};
 use super::failure::{Exit, Failure};
-use super::grants::{PAGE, provider_and_account, user_text};
+use super::grants::user_text;
+use super::many::{self, Verb, is_held};
 use super::output::{count, escape};
-use crate::local_api::types::{Changed, GrantList, GrantView, UserView};
-
-/// Requests of `release --all` in flight at once.
-const IN_FLIGHT: usize = 16;
+use crate::local_api::types::{Changed, GrantView, UserView};
 
 /// Notes that a user is back.
 pub(super) async fn activity(session: &mut Session<'_, '_>, user: &str) -> Result<Exit, Failure> {
@@ -48,6 +43,13 @@ pub(super) async fn change(
     target: &Target,
     way: Way,
 ) -> Result<Exit, Failure> {
+    if target.many.all {
+        let verb = match way {
+            Way::Pause => Verb::Pause,
+            Way::Resume => Verb::Resume,
+        };
+        return many::run(session, verb, &target.many, true).await;
+    }
     let (verb, done) = match way {
         Way::Pause => ("pause", "paused"),
         Way::Resume => ("resume", "resumed"),
@@ -93,13 +95,19 @@ async fn send_change(
 }
 
 /// Deletes and revokes, after asking.
-pub(super) async fn revoke(
-    session: &mut Session<'_, '_>,
-    user: &str,
-    provider: Option<&str>,
-    yes: bool,
-) -> Result<Exit, Failure> {
-    if !yes && !confirmed(session, user, provider)? {
+pub(super) async fn revoke(session: &mut Session<'_, '_>, args: &Revoke) -> Result<Exit, Failure> {
+    let (user, provider) = match (&args.user, args.provider.as_deref()) {
+        _ if args.many.all => {
+            return many::run(session, Verb::Revoke, &args.many, args.yes).await;
+        }
+        (Some(user), provider) => (user, provider),
+        (None, _) => return Err(nothing_named()),
+    };
+    let what = provider.map_or_else(
+        || format!("every grant of {}", escape(user)),
+        |provider| format!("the grant of {} at {}", escape(user), escape(provider)),
+    );
+    if !args.yes && !confirmed(session, &what)? {
         session.console.note("nothing was revoked");
         return Ok(Exit::Ok);
     }
@@ -107,11 +115,8 @@ pub(super) async fn revoke(
     send_change(session, &call, "revoked", None).await
 }
 
-fn confirmed(
-    session: &mut Session<'_, '_>,
-    user: &str,
-    provider: Option<&str>,
-) -> Result<bool, Failure> {
+/// Asks whether `what` is to be revoked.
+pub(super) fn confirmed(session: &mut Session<'_, '_>, what: &str) -> Result<bool, Failure> {
     let console = &mut *session.console;
     if !console.terminals.stdin || !console.terminals.stderr {
         return Err(Failure::new(
@@ -120,13 +125,9 @@ fn confirmed(
         )
         .hint("--yes revokes without asking"));
     }
-    let what = provider.map_or_else(
-        || format!("every grant of {}", escape(user)),
-        |provider| format!("the grant of {} at {}", escape(user), escape(provider)),
-    );
     let _ = write!(
         console.stderr,
-        "Delete {what} and revoke it at the provider? This cannot be undone. [y/N] "
+        "Delete {what} and revoke at the provider? This cannot be undone. [y/N] "
     );
     let _ = console.stderr.flush();
     let mut line = String::new();
@@ -144,9 +145,9 @@ pub(super) async fn release(
     session: &mut Session<'_, '_>,
     args: &Release,
 ) -> Result<Exit, Failure> {
-    let released = match (&args.user, &args.grant_provider, &args.of) {
-        (Some(user), Some(provider), _) => release_one(session, user, provider).await?,
-        (_, _, Some(provider)) => release_all(session, provider).await?,
+    let released = match (&args.user, &args.provider) {
+        _ if args.many.all => return many::run(session, Verb::Release, &args.many, true).await,
+        (Some(user), Some(provider)) => release_one(session, user, provider).await?,
         _ => return Err(nothing_named()),
     };
     let changed = Changed { changed: released };
@@ -158,10 +159,6 @@ pub(super) async fn release(
             .print(&format!("released {}\n", count(released, "grant")))?;
     }
     Ok(Exit::Ok)
-}
-
-fn is_held(grant: &GrantView) -> bool {
-    grant.state == "paused" && matches!(grant.reason.as_str(), "held" | "restored")
 }
 
 async fn release_one(
@@ -182,56 +179,4 @@ async fn release_one(
         .send(&Call::post(format!("{path}/resume")))
         .await?;
     Ok(answer.read::<Changed>()?.changed)
-}
-
-async fn release_all(session: &mut Session<'_, '_>, provider: &str) -> Result<u64, Failure> {
-    let (mut released, mut cursor): (u64, Option<String>) = (0, None);
-    loop {
-        let mut call = Call::get("/v1/grants")
-            .query("limit", &PAGE.to_string())
-            .query("state", "paused")
-            .query("provider", provider);
-        if let Some(cursor) = &cursor {
-            call = call.query("cursor", cursor);
-        }
-        let page: GrantList = session.client.send(&call).await?.read()?;
-        released += release_page(&session.client, page.grants).await?;
-        let next = page
-            .next_cursor
-            .filter(|next| Some(next) != cursor.as_ref());
-        if next.is_none() {
-            return Ok(released);
-        }
-        cursor = next;
-    }
-}
-
-async fn release_page(client: &Arc<Client>, grants: Vec<GrantView>) -> Result<u64, Failure> {
-    let mut released = 0;
-    let mut flights = JoinSet::new();
-    for grant in grants.into_iter().filter(is_held) {
-        if flights.len() == IN_FLIGHT {
-            released += landed(flights.join_next().await)?;
-        }
-        let path = grant_path(&grant.user, &provider_and_account(&grant));
-        let call = Call::post(format!("{path}/resume")).namespace(Some(&grant.namespace));
-        let client = Arc::clone(client);
-        flights.spawn(async move { client.send(&call).await });
-    }
-    while !flights.is_empty() {
-        released += landed(flights.join_next().await)?;
-    }
-    Ok(released)
-}
-
-type Flight = Result<Result<Answer, CallError>, tokio::task::JoinError>;
-
-/// Counts what one resume changed. A grant that is gone meanwhile counts nothing.
-fn landed(flight: Option<Flight>) -> Result<u64, Failure> {
-    match flight {
-        None => Ok(0),
-        Some(Err(_)) => Err(Failure::new(Exit::Internal, "a request ended unexpectedly")),
-        Some(Ok(Err(CallError::Refused(problem)))) if problem.status == 404 => Ok(0),
-        Some(Ok(answer)) => Ok(answer?.read::<Changed>()?.changed),
-    }
 }

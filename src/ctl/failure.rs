@@ -8,7 +8,7 @@ use std::io;
 pub enum Exit {
     /// Done.
     Ok = 0,
-    /// `status`: something needs attention. `import`: not everything was taken.
+    /// `status`: something needs attention. `doctor`: something is wrong. `import`: not everything was taken. A verb for many: some were refused.
     Attention = 1,
     /// There is no such grant (404).
     NoSuchGrant = 4,
@@ -40,7 +40,8 @@ pub enum Exit {
 pub const EXIT_CODES: &str = "\
 Exit codes:
    0  done; for status: all is well
-   1  status: something needs attention; import: not everything was taken
+   1  status: something needs attention; doctor: something is wrong; import: not everything was taken;
+      a verb with --all: some were refused
    4  no such grant, user or provider (404)
    5  the grant needs authorization or is paused (409)
   64  the command line is wrong
@@ -89,6 +90,41 @@ impl Failure {
                 hint: Some(text.into()),
             },
             pipe => pipe,
+        }
+    }
+
+    /// Adds what to do next to what it says already.
+    pub fn hint_also(self, text: impl Into<String>) -> Self {
+        match self {
+            Failure::Told {
+                exit,
+                message,
+                hint,
+            } => {
+                let hints: Vec<String> = hint.into_iter().chain([text.into()]).collect();
+                Failure::Told {
+                    exit,
+                    message,
+                    hint: Some(hints.join("\n")),
+                }
+            }
+            pipe => pipe,
+        }
+    }
+
+    /// Returns what happened, in words.
+    pub fn message(&self) -> String {
+        match self {
+            Failure::Told { message, .. } => message.clone(),
+            Failure::BrokenPipe => String::new(),
+        }
+    }
+
+    /// Returns what to do next, or nothing.
+    pub fn hint_text(&self) -> String {
+        match self {
+            Failure::Told { hint, .. } => hint.clone().unwrap_or_default(),
+            Failure::BrokenPipe => String::new(),
         }
     }
 

@@ -75,7 +75,8 @@ pub(super) async fn list(session: &mut Session<'_, '_>, args: &Grants) -> Result
     }
 }
 
-fn page(args: &Grants, limit: u64, cursor: Option<&str>) -> Call {
+/// Makes the request for a page of what the filters leave.
+pub(super) fn page(args: &Grants, limit: u64, cursor: Option<&str>) -> Call {
     let state = args.state.and_then(|state| state.to_possible_value());
     let filters = [
         (

@@ -12,19 +12,24 @@ use super::output::{Look, escape};
 use crate::config::{self, ConfigError, Defaults, Description};
 use crate::store::Kek;
 
+/// Returns where the configuration is looked for: as the daemon does, by who we are.
+pub(super) fn defaults(console: &Console<'_>) -> Defaults {
+    let env = console.env;
+    let env = |name: &str| env(name).and_then(|value| value.into_string().ok());
+    if console.root {
+        Defaults::system(&env)
+    } else {
+        Defaults::user(&env)
+    }
+}
+
 /// Checks the configuration and says what it means, or everything that is wrong with it.
 pub(super) fn check_config(
     file: Option<&Path>,
     look: Look,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let env = console.env;
-    let env = |name: &str| env(name).and_then(|value| value.into_string().ok());
-    let defaults = if console.root {
-        Defaults::system(&env)
-    } else {
-        Defaults::user(&env)
-    };
+    let defaults = defaults(console);
     let checked = config::check(file.unwrap_or(&defaults.file), &defaults);
     say_checked(checked, look, console)
 }
@@ -54,19 +59,13 @@ pub(super) fn say_checked(
 
 /// What the configuration says to a command that works on the state directory itself.
 pub(super) struct Place {
-    defaults: Defaults,
+    pub(super) defaults: Defaults,
     pub(super) described: Description,
 }
 
 /// Reads the configuration, which says where the state directory and the key are.
 pub(super) fn place(config: Option<&Path>, console: &Console<'_>) -> Result<Place, Failure> {
-    let env = console.env;
-    let env = |name: &str| env(name).and_then(|value| value.into_string().ok());
-    let defaults = if console.root {
-        Defaults::system(&env)
-    } else {
-        Defaults::user(&env)
-    };
+    let defaults = defaults(console);
     let described =
         config::check(config.unwrap_or(&defaults.file), &defaults).map_err(|errors| {
             let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();

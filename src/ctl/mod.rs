@@ -12,10 +12,13 @@
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
 //! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
 //! | `events` | what happened to grants, and happens |
+//! | `export` | what is held, without secrets |
 //! | `backup` | a copy of the store |
 //! | `keys` | the data key, the key-encryption key, the recovery key |
+//! | `many`, `renewal` | one verb for many grants; all of a provider refreshed |
 //! | `import`, `bulk`, `lines`, `tally`, `report` | imports: one, many, and what became of each |
 //! | `restore` | putting a copy in the store's place |
+//! | `doctor` | what is around the daemon: key, directories, clock, providers, unit, sockets |
 //! | `local` | the commands that need no daemon |
 
 mod args;
@@ -27,14 +30,18 @@ mod cause;
 mod client;
 mod console;
 mod control;
+mod doctor;
 mod events;
+mod export;
 mod failure;
 mod grants;
 mod import;
 mod keys;
 mod lines;
 mod local;
+mod many;
 mod output;
+mod renewal;
 mod report;
 mod restore;
 mod socket;
@@ -147,6 +154,10 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
         Command::Restore(args) => {
             return restore::restore(&args, global.config.as_deref(), look, console);
         }
+        Command::Doctor { offline } => {
+            let (socket, config) = (global.socket.as_deref(), global.config.as_deref());
+            return doctor::doctor(offline, socket, config, look, console);
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "freshctl", &mut script);
@@ -176,6 +187,23 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
     ))
 }
 
+/// Refreshes one grant, a whole provider, or what the filters leave.
+async fn refresh(session: &mut Session<'_, '_>, args: &args::Refresh) -> Result<Exit, Failure> {
+    let many = &args.many;
+    match (&args.user, &args.provider, &many.of) {
+        (Some(user), Some(provider), _) => {
+            token::refresh(session, user, provider, args.generation).await
+        }
+        (.., Some(provider))
+            if many.is_whole_provider() && session.client.namespace().is_none() =>
+        {
+            renewal::renew(session, provider, many.dry_run, args.wait).await
+        }
+        // These are waited for one by one, as it is.
+        _ => many::run(session, many::Verb::Refresh, many, true).await,
+    }
+}
+
 /// Runs the commands that ask the daemon.
 async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
     match command {
@@ -186,8 +214,9 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
         Command::Why { grant } => why::why(session, &grant.user, &grant.provider).await,
         Command::Audit(args) => audit::audit(session, &args).await,
         Command::Events(args) => events::events(session, &args).await,
+        Command::Export(args) => export::export(session, args).await,
         Command::Token(args) => token::token(session, &args).await,
-        Command::Refresh { grant, generation } => token::refresh(session, &grant, generation).await,
+        Command::Refresh(args) => refresh(session, &args).await,
         Command::Import(args) => match &args.jsonl {
             Some(file) => bulk::import(session, &args, file).await,
             None => import::import(session, &args).await,
@@ -196,17 +225,14 @@ async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Fa
         Command::Pause(target) => control::change(session, &target, control::Way::Pause).await,
         Command::Resume(target) => control::change(session, &target, control::Way::Resume).await,
         Command::Release(args) => control::release(session, &args).await,
-        Command::Revoke {
-            user,
-            provider,
-            yes,
-        } => control::revoke(session, &user, provider.as_deref(), yes).await,
+        Command::Revoke(args) => control::revoke(session, &args).await,
         Command::Backup { file, last } => backup::backup(session, &file, last).await,
         Command::Key {
             command: Key::Rotate,
         } => keys::rotate(session).await,
         Command::Restore(_)
         | Command::CheckConfig { .. }
+        | Command::Doctor { .. }
         | Command::Key { .. }
         | Command::Completions { .. } => {
             unreachable!("the commands that need no daemon have been dispatched")

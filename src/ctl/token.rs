@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Session;
-use super::args::{Format, Grant, Token};
+use super::args::{Format, Token};
 use super::client::{Call, grant_path};
 use super::failure::{Exit, Failure};
 use super::output::{escape, exact};
@@ -62,10 +62,11 @@ fn header(token: &TokenAnswer) -> Result<String, Failure> {
 /// Refreshes now, unless `generation` is no longer the current one. The access token is not shown.
 pub(super) async fn refresh(
     session: &mut Session<'_, '_>,
-    grant: &Grant,
+    user: &str,
+    provider: &str,
     generation: Option<u64>,
 ) -> Result<Exit, Failure> {
-    let path = format!("{}/refresh", grant_path(&grant.user, &grant.provider));
+    let path = format!("{}/refresh", grant_path(user, provider));
     let call = Call::post(path)
         .query("activity", "false")
         .json(&RefreshRequest { generation });
@@ -85,8 +86,8 @@ pub(super) async fn refresh(
     };
     let line = format!(
         "{} at {} has generation {}, {expiry}\n",
-        escape(&grant.user),
-        escape(&grant.provider),
+        escape(user),
+        escape(provider),
         token.generation
     );
     session.console.print(&line)?;

@@ -130,7 +130,12 @@ impl Attempt {
                 ..restamped
             };
         }
-        let last_active_at = match self.wanted.cause {
+        let provider = &self.live.config.registration.provider;
+        let cause = match self.wanted.cause {
+            Cause::Due => grant.cause_when_due(self.shared.providers.renew_before(provider), now),
+            cause => cause,
+        };
+        let last_active_at = match cause {
             Cause::Due => {
                 let (namespace, user) = (&grant.key.namespace, &grant.key.user);
                 let activity = &self.shared.activity;
@@ -139,13 +144,13 @@ impl Attempt {
                 let seen_at = last.map_or(grant.imported_at, |at| at.max(grant.imported_at));
                 Some(activity.forgiven(seen_at))
             }
-            Cause::Demand => None,
+            Cause::Demand | Cause::Renewal => None,
         };
         if let Some(expires_at) = grant.warning(now) {
             grant = self.warn(grant, expires_at).await?;
         }
         let policy = &self.live.config.policy;
-        match grant.step(self.wanted.cause, last_active_at, now, policy) {
+        match grant.step(cause, last_active_at, now, policy) {
             Step::Refresh => match refresh_token {
                 Some(refresh_token) => self.refresh(grant, refresh_token).await,
                 // It did not open: the store has told of it and put the grant aside.
@@ -333,7 +338,8 @@ impl Attempt {
         if grant.standing != Standing::Active || grant.failures > 0 || grant.mark.is_some() {
             return written;
         }
-        let due_at = grant.scheduled_at(&policy);
+        let before = self.shared.providers.renew_before(&grant.key.provider);
+        let due_at = grant.due_with_renewal(before, grant.scheduled_at(&policy));
         match store.set_due(grant.id, grant.generation, due_at).await {
             Ok(Cas::Applied(grant)) => {
                 self.shared.cache.forget(&grant.key);

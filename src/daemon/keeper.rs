@@ -15,7 +15,7 @@ use crate::local_api::keeper::{
 use crate::local_api::problem;
 use crate::local_api::types::{
     AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
-    ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
+    ImportRequest, KeysView, Problem, ProviderList, RenewalView, Status, UserView,
 };
 use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Standing};
 use crate::refresh::time::UnixTime;
@@ -258,6 +258,14 @@ impl Keeper for Daemon {
         scrape::page(&self.0).await
     }
 
+    async fn renew(&self, provider: String) -> Result<RenewalView, Problem> {
+        self.begin_renewal(provider).await
+    }
+
+    async fn renewal(&self, provider: String, dry_run: bool) -> Result<RenewalView, Problem> {
+        self.look_at_renewal(provider, dry_run).await
+    }
+
     async fn healthy(&self) -> Result<(), Problem> {
         // Both answer only while they make progress.
         if view::look(&self.0).await.is_none() {
@@ -323,7 +331,7 @@ impl Daemon {
             .await
     }
 
-    fn configured(&self, name: &str) -> Result<(), Problem> {
+    pub(super) fn configured(&self, name: &str) -> Result<(), Problem> {
         match self.0.providers.find(name) {
             Some(_) => Ok(()),
             None => Err(problem::provider_unknown(name)),

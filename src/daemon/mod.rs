@@ -31,6 +31,7 @@ mod providers;
 mod providers_tests;
 mod reader;
 mod reload;
+mod renewal;
 mod revocations;
 mod rotation;
 mod scrape;

@@ -74,7 +74,10 @@ impl Providers {
     /// the provider comes back: see [`Providers::forget_schedule`].
     pub(super) fn scheduled_at(&self, grant: &Grant) -> Option<UnixTime> {
         match self.find(&grant.key.provider) {
-            Some(live) => grant.scheduled_at(&live.config.policy),
+            Some(live) => {
+                let before = self.renew_before(&grant.key.provider);
+                grant.due_with_renewal(before, grant.scheduled_at(&live.config.policy))
+            }
             None => {
                 let now = grant.has_refresh_token.then_some(grant.imported_at);
                 grant.expires_at().or(now)
@@ -85,6 +88,17 @@ impl Providers {
     /// Has a provider's due times computed anew when it is configured next: some were set without its policy.
     pub(super) async fn forget_schedule(&self, name: &str) -> Result<(), StoreError> {
         self.update(name, |state| state.schedule = None).await
+    }
+
+    /// Returns the moment before which no token set is to be kept, if an admin has asked for that.
+    pub(super) fn renew_before(&self, name: &str) -> Option<UnixTime> {
+        self.lock().get(name)?.renew_before
+    }
+
+    /// Has every token set from before `before` replaced.
+    pub(super) async fn renew(&self, name: &str, before: UnixTime) -> Result<(), StoreError> {
+        self.update(name, |state| state.renew_before = Some(before))
+            .await
     }
 
     /// Returns all of them.
@@ -217,6 +231,7 @@ impl Providers {
             state.cool_down_until = state.cool_down_until.map(|at| ahead(at, RETRY_AFTER_CAP));
             state.served_at = state.served_at.map(back);
             state.stopped_at = state.stopped_at.map(back);
+            state.renew_before = state.renew_before.map(back);
             state.unreachable = state.unreachable.map(|it| Unreachable {
                 since: back(it.since),
                 probe_at: ahead(it.probe_at, PROBE_CAP),

@@ -136,13 +136,14 @@ async fn reschedule(shared: Arc<Shared>, provider: String) {
     let mut changed = 0;
     loop {
         let policy = live.config.policy.clone();
+        let before = shared.providers.renew_before(&provider);
         let page = shared
             .store
             .reschedule(
                 &provider,
                 after,
                 BATCH,
-                Box::new(move |grant| grant.scheduled_at(&policy)),
+                Box::new(move |grant| grant.due_with_renewal(before, grant.scheduled_at(&policy))),
             )
             .await;
         match page {

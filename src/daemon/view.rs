@@ -137,7 +137,8 @@ pub(super) fn provider_state(shared: &Shared, name: &str, now: UnixTime) -> &'st
     standing(shared, name, now).0
 }
 
-fn standing(
+/// Says whether a provider runs: its state, why, and since (or until) when.
+pub(super) fn standing(
     shared: &Shared,
     name: &str,
     now: UnixTime,

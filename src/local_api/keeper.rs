@@ -11,7 +11,7 @@ use futures_util::Stream;
 
 use super::types::{
     AuditList, BackupAnswer, BackupRequest, Changed, EventView, GrantList, GrantView, History,
-    ImportAnswer, ImportRequest, KeysView, Problem, ProviderList, Status, UserView,
+    ImportAnswer, ImportRequest, KeysView, Problem, ProviderList, RenewalView, Status, UserView,
 };
 use crate::refresh::grant::GrantKey;
 use crate::refresh::time::UnixTime;
@@ -219,6 +219,14 @@ pub trait Keeper: Send + Sync + 'static {
     ) -> impl Future<Output = Result<AuditList, Problem>> + Send;
     /// Every metric, as Prometheus reads it ([`crate::metrics`]).
     fn metrics(&self) -> impl Future<Output = String> + Send;
+    /// Makes every grant of a provider due whose tokens came before now.
+    fn renew(&self, provider: String) -> impl Future<Output = Result<RenewalView, Problem>> + Send;
+    /// How far that is; with `dry_run`, what asking for it now would concern.
+    fn renewal(
+        &self,
+        provider: String,
+        dry_run: bool,
+    ) -> impl Future<Output = Result<RenewalView, Problem>> + Send;
     /// Whether the daemon is alive: scheduler and writer both make progress.
     fn healthy(&self) -> impl Future<Output = Result<(), Problem>> + Send;
 }

@@ -18,7 +18,7 @@ use super::request::{self, Names, Query};
 use super::rules::{Rule, SocketKind, Verb};
 use super::types::{
     AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportRequest,
-    KeysView, Problem, ProviderList, RefreshRequest, Status, UserView,
+    KeysView, Problem, ProviderList, RefreshRequest, RenewalView, Status, UserView,
 };
 use crate::metrics::CONTENT_TYPE;
 use crate::refresh::grant::GrantKey;
@@ -97,6 +97,16 @@ impl Call {
             .provider
             .clone()
             .ok_or_else(|| problem::bad_request("the path names no provider"))
+    }
+
+    /// Returns the provider that the path names, all its accounts meant.
+    fn whole_provider(&self) -> Result<String, Problem> {
+        let (provider, account) = self.provider()?;
+        if account.is_empty() {
+            return Ok(provider);
+        }
+        let detail = format!("provider \"{provider}:{account}\" must be without an account here");
+        Err(problem::bad_request(detail))
     }
 
     /// Leaves what the rule allows to be seen; a user without any of it is not there.
@@ -194,7 +204,11 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
         .route("/metrics", get(metrics::<K>))
         .route("/v1/audit", get(audit::<K>))
         .route("/v1/backup", post(backup::<K>))
-        .route("/v1/keys/rotate", post(rotate_key::<K>));
+        .route("/v1/keys/rotate", post(rotate_key::<K>))
+        .route(
+            "/v1/providers/{provider}/refresh",
+            get(renewal::<K>).post(renew::<K>),
+        );
     for target in [
         "/v1/users/{user}",
         "/v1/users/{user}/grants/{provider}",
@@ -436,16 +450,7 @@ async fn target<K>(api: &Api<K>, call: &Call, request: Request) -> Result<Target
                 account,
             }),
             (Some(user), None) => Target::User { namespace, user },
-            _ => {
-                let (provider, account) = call.provider()?;
-                if !account.is_empty() {
-                    let detail = format!(
-                        "provider \"{provider}:{account}\" must be without an account here"
-                    );
-                    return Err(problem::bad_request(detail));
-                }
-                Target::Provider(provider)
-            }
+            _ => Target::Provider(call.whole_provider()?),
         },
     )
 }
@@ -548,6 +553,32 @@ async fn rotate_key<K: Keeper>(
         api.keeper.audit(begun);
     }
     Ok(Json(keys))
+}
+
+async fn renew<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    request: Request,
+) -> Answer<RenewalView> {
+    let provider = call.whole_provider()?;
+    let query = Query::of(request.uri(), &["dry_run"])?;
+    let dry_run = query.flag("dry_run")?.unwrap_or(false);
+    let Nothing {} = request::optional_object(request.into_body(), &api.limits).await?;
+    Ok(Json(if dry_run {
+        api.keeper.renewal(provider, true).await?
+    } else {
+        api.keeper.renew(provider).await?
+    }))
+}
+
+async fn renewal<K: Keeper>(
+    State(api): Shared<K>,
+    Extension(call): Extension<Call>,
+    uri: Uri,
+) -> Answer<RenewalView> {
+    let provider = call.whole_provider()?;
+    Query::none(&uri)?;
+    Ok(Json(api.keeper.renewal(provider, false).await?))
 }
 
 async fn healthz<K: Keeper>(

@@ -445,6 +445,27 @@ pub struct KeyRotation {
     pub waits_for: Option<String>,
 }
 
+/// How far the renewal of a provider's grants is: [`GET /v1/providers/{provider}/refresh`](super).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewalView {
+    /// The provider.
+    pub provider: String,
+    /// As [`ProviderView::state`]: one that does not run renews nothing until it does.
+    pub state: String,
+    /// As [`ProviderView::reason`].
+    pub reason: String,
+    /// Every token set from before this (RFC 3339) is replaced; absent where nobody has asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Grants that are still to be refreshed for it.
+    pub left: u64,
+    /// Grants that are older too, and are not refreshed: paused by an admin, held, restored, quarantined, without a
+    /// refresh token, or in need of authorization.
+    pub resting: u64,
+    /// All grants of the provider.
+    pub grants: u64,
+}
+
 /// The body of `POST /v1/backup`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

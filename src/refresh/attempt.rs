@@ -31,6 +31,8 @@ pub enum Cause {
     Due,
     /// A caller waits for a token, or says that an API refused the current one.
     Demand,
+    /// An admin asked that what came before a moment be replaced, read or not: see [`super::renewal`].
+    Renewal,
 }
 
 impl Grant {

@@ -13,6 +13,7 @@
 //! | [`policy`] | due times, jitter, backoff, `Retry-After` |
 //! | [`grant`] | what a grant is: key, standing, row |
 //! | [`attempt`] | what a due grant needs, and what an attempt's outcome does to it |
+//! | [`renewal`] | what is refreshed once more because an admin asked for every grant |
 //! | [`reading`] | what a reader gets |
 //! | [`replay`] | whether a refresh token of unknown fate may be presented again |
 //! | [`pacing`] | one provider's rate, in-flight cap, cool-down and stop |
@@ -25,6 +26,7 @@ pub mod horizon;
 pub mod pacing;
 pub mod policy;
 pub mod reading;
+pub mod renewal;
 pub mod replay;
 pub mod slots;
 pub mod time;

@@ -12,7 +12,7 @@
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
 //! | `rows`, `stored_row` | a grant's row, read and opened; the same from bytes nobody vouches for |
-//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `activity`, `restamp`, `maintenance` | the verbs |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `renewal`, `activity`, `restamp`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
@@ -34,6 +34,7 @@ mod providers;
 mod reader;
 mod recovery;
 pub mod rekey;
+mod renewal;
 mod restamp;
 pub mod restore;
 mod revocations;
@@ -66,6 +67,7 @@ pub use nightly::{make_backup_dir, nightly_name};
 pub use open::{OpenError, Options};
 pub use providers::ProviderState;
 pub use recovery::{NoRecoveryKey, RecoveryKey};
+pub use renewal::RenewalCounts;
 pub use restamp::Restamper;
 pub use revocations::{RevocationId, RevocationJob};
 pub use rotation::{Keys, Page, Place, Retired, RotationError};

@@ -29,6 +29,8 @@ pub struct ProviderState {
     pub paused: bool,
     /// What the due times in the table were computed with; see [`Policy::schedule`](crate::refresh::policy::Policy::schedule).
     pub schedule: Option<String>,
+    /// Every token set from before this is to be replaced; see [`renewal`](crate::refresh::renewal).
+    pub renew_before: Option<UnixTime>,
 }
 
 impl Store {
@@ -36,7 +38,8 @@ impl Store {
     pub async fn provider_states(&self) -> Result<BTreeMap<String, ProviderState>, StoreError> {
         self.read(|session| {
             let sql = "SELECT name, stopped, stopped_credentials, stopped_at, cool_down_until,
-                    paused, schedule, served_at, unreachable_since, probe_at FROM providers";
+                    paused, schedule, served_at, unreachable_since, probe_at,
+                    renew_before FROM providers";
             let states = session.all(sql, [], |row| {
                 let unreachable = match (maybe_time(row, 8)?, maybe_time(row, 9)?) {
                     (Some(since), Some(probe_at)) => Some(Unreachable { since, probe_at }),
@@ -51,6 +54,7 @@ impl Store {
                     schedule: row.get(6)?,
                     served_at: maybe_time(row, 7)?,
                     unreachable,
+                    renew_before: maybe_time(row, 10)?,
                 };
                 Ok((row.get(0)?, state))
             })?;
@@ -71,8 +75,8 @@ impl Store {
                 .write(
                     "INSERT OR REPLACE INTO providers (name, stopped, stopped_credentials,
                         stopped_at, cool_down_until, paused, schedule, served_at,
-                        unreachable_since, probe_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                        unreachable_since, probe_at, renew_before)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                     params![
                         name,
                         state.stopped,
@@ -84,6 +88,7 @@ impl Store {
                         millis(state.served_at),
                         millis(state.unreachable.map(|it| it.since)),
                         millis(state.unreachable.map(|it| it.probe_at)),
+                        millis(state.renew_before),
                     ],
                 )
                 .map(drop)

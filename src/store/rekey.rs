@@ -80,6 +80,19 @@ pub(super) fn unlocked(path: &Path, text: &[u8], proof: Proof<'_>) -> Result<Key
     }
 }
 
+/// Proves that `kek` opens the keyring in `dir`; `false` where there is no keyring yet. Changes nothing, and
+/// a daemon may run.
+///
+/// # Errors
+/// The keyring can't be read, or it is another key's.
+pub fn proves(dir: &Path, kek: &Kek) -> Result<bool, OpenError> {
+    let path = Layout::new(dir).keyring;
+    if !path.try_exists().unwrap_or(true) {
+        return Ok(false);
+    }
+    unlocked(&path, &read_keyring(&path)?, Proof::Kek(kek)).map(|_| true)
+}
+
 /// Wraps the keyring in `dir` by `new` in place of the key that wraps it now. Blocks.
 ///
 /// A recovery key that is the proof stays one. Of another nothing is known that could be wrapped anew, so with

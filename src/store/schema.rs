@@ -13,7 +13,7 @@ pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// One step per version, never edited once released. `user_version` counts the steps taken.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6];
 
 const V1: &str = "
 CREATE TABLE store (
@@ -196,6 +196,11 @@ CREATE TABLE audit (
     last_at INTEGER NOT NULL,
     times INTEGER NOT NULL
 ) STRICT;
+";
+
+const V6: &str = "
+-- Every token set of the provider from before this is to be replaced.
+ALTER TABLE providers ADD COLUMN renew_before INTEGER;
 ";
 
 /// Opens a connection for writing, set up as every writer is.
@@ -486,6 +491,23 @@ mod tests {
             .unwrap();
         assert_eq!(row, (1, 0), "none before it is missing");
         assert_eq!(identity(&conn).unwrap().store_id, Some(vec![7]));
+    }
+
+    #[test]
+    fn a_store_from_before_there_were_renewals_has_none_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        migrate(&mut conn, &MIGRATIONS[..5]).unwrap();
+        conn.execute("INSERT INTO providers (name, paused) VALUES ('box', 1)", [])
+            .unwrap();
+        assert!(upgrade(&mut conn).unwrap());
+        let row: (bool, Option<i64>) = conn
+            .query_row("SELECT paused, renew_before FROM providers", [], |r| {
+                Ok((r.get(0)?, r.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(row, (true, None));
     }
 
     #[test]

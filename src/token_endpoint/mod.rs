@@ -6,11 +6,13 @@
 //! [`token_response`](crate::refresh::token_response)'s to say; here it is told whether there was one.
 
 mod failure;
+pub mod probe;
 mod request;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect;
@@ -90,41 +92,11 @@ impl Client {
     /// # Errors
     /// [`ClientError`], where TLS, the CA bundle or the proxy cannot be used.
     pub fn new(registration: Registration, outbound: &Outbound) -> Result<Client, ClientError> {
-        let builder = reqwest::Client::builder()
-            .user_agent(concat!("freshd/", env!("CARGO_PKG_VERSION")))
-            .default_headers(HeaderMap::from_iter([(
-                ACCEPT,
-                HeaderValue::from_static("application/json"),
-            )]))
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .pool_max_idle_per_host(0)
-            .http1_only()
-            .connect_timeout(registration.connect_timeout)
-            .timeout(registration.deadline)
-            // The environment's proxies; ours is added below.
-            .no_proxy();
-        let builder = match &outbound.proxy {
-            Some(url) => {
-                let proxy = reqwest::Proxy::all(url.clone()).map_err(|_| ClientError::Proxy)?;
-                builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(LOOPBACK)))
-            }
-            None => builder,
-        };
-        let builder = match &outbound.ca_bundle {
-            Some(pem) => match reqwest::Certificate::from_pem_bundle(pem) {
-                Ok(certificates) if !certificates.is_empty() => {
-                    builder.tls_certs_merge(certificates)
-                }
-                _ => return Err(ClientError::CaBundle),
-            },
-            None => builder,
-        };
-        let http = builder.build().map_err(|_| match outbound.ca_bundle {
-            // With certificates of our own, a host that has none is no error; one that is not DER is.
-            Some(_) => ClientError::CaBundle,
-            None => ClientError::Tls,
-        })?;
+        let http = http_client(
+            outbound,
+            registration.connect_timeout,
+            registration.deadline,
+        )?;
         Ok(Client { registration, http })
     }
 
@@ -229,6 +201,47 @@ impl Client {
             }
         }
     }
+}
+
+/// Makes what sends requests as they must be sent: no redirect, no retry, no pool, no proxy of the environment's.
+fn http_client(
+    outbound: &Outbound,
+    connect_timeout: Duration,
+    deadline: Duration,
+) -> Result<reqwest::Client, ClientError> {
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("freshd/", env!("CARGO_PKG_VERSION")))
+        .default_headers(HeaderMap::from_iter([(
+            ACCEPT,
+            HeaderValue::from_static("application/json"),
+        )]))
+        .redirect(redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .pool_max_idle_per_host(0)
+        .http1_only()
+        .connect_timeout(connect_timeout)
+        .timeout(deadline)
+        // The environment's proxies; ours is added below.
+        .no_proxy();
+    let builder = match &outbound.proxy {
+        Some(url) => {
+            let proxy = reqwest::Proxy::all(url.clone()).map_err(|_| ClientError::Proxy)?;
+            builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(LOOPBACK)))
+        }
+        None => builder,
+    };
+    let builder = match &outbound.ca_bundle {
+        Some(pem) => match reqwest::Certificate::from_pem_bundle(pem) {
+            Ok(certificates) if !certificates.is_empty() => builder.tls_certs_merge(certificates),
+            _ => return Err(ClientError::CaBundle),
+        },
+        None => builder,
+    };
+    builder.build().map_err(|_| match outbound.ca_bundle {
+        // With certificates of our own, a host that has none is no error; one that is not DER is.
+        Some(_) => ClientError::CaBundle,
+        None => ClientError::Tls,
+    })
 }
 
 /// Tells what an answer to a revocation means (RFC 7009 §2.2).

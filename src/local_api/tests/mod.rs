@@ -27,7 +27,8 @@ use super::limits::Limits;
 use super::rules::{Rule, RulePeer, Rules, SharedRules, SocketKind};
 use super::types::{
     AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
-    ImportRequest, KeysView, Problem, ProviderList, ProviderStanding, Status, UserView,
+    ImportRequest, KeysView, Problem, ProviderList, ProviderStanding, RenewalView, Status,
+    UserView,
 };
 use super::{listen, problem, server};
 use crate::refresh::grant::GrantKey;
@@ -255,6 +256,16 @@ impl Keeper for Recorder {
         })
     }
 
+    async fn renew(&self, provider: String) -> Result<RenewalView, Problem> {
+        self.note(format!("renew {provider}"));
+        Ok(renewal_of(provider))
+    }
+
+    async fn renewal(&self, provider: String, dry_run: bool) -> Result<RenewalView, Problem> {
+        self.note(format!("renewal {provider} dry_run={dry_run}"));
+        Ok(renewal_of(provider))
+    }
+
     async fn events(&self, after: Option<u64>) -> Result<EventStream, Problem> {
         self.note(format!("events after {after:?}"));
         let at = after.unwrap_or(40);
@@ -304,6 +315,18 @@ impl Keeper for Recorder {
             return Err(problem::draining(Duration::from_secs(3)));
         }
         Ok(())
+    }
+}
+
+fn renewal_of(provider: String) -> RenewalView {
+    RenewalView {
+        provider,
+        state: "running".into(),
+        reason: String::new(),
+        since: None,
+        left: 1,
+        resting: 0,
+        grants: 1,
     }
 }
 

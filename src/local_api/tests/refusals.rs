@@ -143,6 +143,8 @@ async fn admin_verbs_are_unknown_on_every_other_socket() {
             "GET /v1/providers",
             "POST /v1/backup",
             "POST /v1/keys/rotate",
+            "GET /v1/providers/google/refresh",
+            "POST /v1/providers/google/refresh",
         ] {
             let (status, kind, _) = site.refused(request).await;
             assert_eq!((status, kind.as_str()), (404, "no-such-route"), "{request}");

@@ -800,6 +800,63 @@ async fn rescheduling_pages_through_active_grants_without_failures() {
 }
 
 #[tokio::test]
+async fn a_renewal_pages_through_what_is_old_and_its_counts_are_the_cores() {
+    let bench = Bench::new();
+    let store = &bench.store;
+    let mut grants = Vec::new();
+    for user in ["a", "b", "c", "d", "e", "f"] {
+        grants.push(bench.import(user).await);
+    }
+    let before = at(50);
+    let standings = Standing::ALL;
+    for (grant, standing) in grants
+        .iter()
+        .zip([standings[1], standings[3], standings[8]])
+    {
+        let set = store.set_standing(grant.id, standing, None, By::Admin, at(1));
+        set.await.unwrap();
+    }
+    applied(
+        store
+            .record_failure(grants[3].id, 1, failure("http-503"))
+            .await,
+    );
+    applied(store.commit_tokens(commit(&grants[4], "new")).await);
+
+    let (mut after, mut pages) = (None, 0);
+    loop {
+        let page = store.make_renewals_due("hubspot", before, after, 2);
+        after = page.await.unwrap();
+        pages += 1;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(pages, 4, "three full ones, and an empty one that ends it");
+    let listed = store.list(Filter::default(), None, 9).await.unwrap();
+    let dues: Vec<_> = listed.iter().map(|grant| grant.due_at).collect();
+    let (renewed, backs_off, new) = (Some(before), Some(at(200)), Some(at(6000)));
+    assert_eq!(dues, [renewed, None, None, backs_off, new, renewed]);
+    let waiting = |grant: &&Grant| grant.awaits_renewal(before);
+    let counts = store.renewal_counts("hubspot", before).await.unwrap();
+    assert_eq!(
+        (counts.left, counts.resting, counts.grants),
+        (listed.iter().filter(waiting).count() as u64, 2, 6)
+    );
+    assert_eq!(counts.left, 3);
+
+    // The core's word and the count's, for every standing that there is.
+    for standing in Standing::ALL {
+        let set = store.set_standing(grants[5].id, standing, None, By::Admin, at(2));
+        set.await.unwrap();
+        let grant = store.grant_by_id(grants[5].id).await.unwrap().unwrap();
+        let counts = store.renewal_counts("hubspot", before).await.unwrap();
+        let counted = counts.left == 3;
+        assert_eq!(counted, grant.awaits_renewal(before), "{standing}");
+    }
+}
+
+#[tokio::test]
 async fn activity_never_goes_back() {
     let bench = Bench::new();
     bench.import("anna").await;
@@ -891,6 +948,7 @@ async fn a_providers_state_survives_a_restart() {
             since: at(4),
             probe_at: at(5),
         }),
+        renew_before: Some(at(6)),
     };
     bench
         .store

@@ -1,0 +1,199 @@
+//! The host: key, state directory, room, clock.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::super::local::{Place, chain};
+use super::super::output::length;
+use super::Findings;
+use crate::daemon::clock::Clock;
+use crate::refresh::time::UnixTime;
+use crate::store::rekey;
+
+/// freshd writes no more long before a disk is full to the last byte; this is a day of most hosts' growth.
+const ROOM: u64 = 64 << 20;
+/// No clock is right that says less: this freshd is newer.
+const OLDEST: UnixTime = UnixTime::from_secs(1_760_000_000);
+/// Two clocks that differ by less are the same; a file's stamp may be a tick ahead.
+const AHEAD: Duration = Duration::from_secs(60);
+
+/// Looks at the key file's rules, and whether it opens this store's keyring.
+pub(super) fn key(findings: &mut Findings, place: &Place) {
+    let file = &place.described.key_file;
+    let kek = match place.find_key(None) {
+        Ok(kek) => kek,
+        Err(_) if unreadable(Path::new(file)) => {
+            findings.unknown("key", format!("{file} cannot be read by us"), AS_ROOT);
+            return;
+        }
+        Err(failure) => {
+            findings.wrong(
+                "key",
+                failure.message(),
+                "freshd reads a key that is its own, mode 0400 or 0600; if it is lost: freshctl key change-kek --recovery-key-file",
+            );
+            return;
+        }
+    };
+    match rekey::proves(Path::new(&place.described.state_dir), &kek) {
+        Ok(true) => findings.ok("key", format!("{file} opens the keyring")),
+        Ok(false) => findings.ok("key", format!("{file} is sound; there is no store yet")),
+        Err(_) if unreadable(Path::new(&place.described.state_dir)) => {
+            findings.unknown("key", "the keyring cannot be read by us", AS_ROOT);
+        }
+        Err(error) => findings.wrong(
+            "key",
+            chain(&error),
+            "put the right key back; a backup of it, or the recovery key (freshctl key change-kek --recovery-key-file), opens the store",
+        ),
+    }
+}
+
+const AS_ROOT: &str = "run freshctl doctor as root, or as the user that freshd runs as";
+
+fn unreadable(path: &Path) -> bool {
+    let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    match fs::metadata(path) {
+        Ok(about) if about.is_dir() => fs::read_dir(path).err().is_some_and(denied),
+        Ok(_) => fs::File::open(path).err().is_some_and(denied),
+        Err(error) => denied(error),
+    }
+}
+
+/// Looks at who may read and change the state directory and what is in it.
+pub(super) fn state(findings: &mut Findings, place: &Place) {
+    let dir = Path::new(&place.described.state_dir);
+    let about = match fs::metadata(dir) {
+        Ok(about) if about.is_dir() => about,
+        Ok(_) => {
+            let text = format!("{} is no directory", dir.display());
+            return findings.wrong("state", text, "name another one: daemon.state-dir");
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = format!("{} is not there", dir.display());
+            return findings.wrong(
+                "state",
+                text,
+                format!("install -d -m 0700 -o freshd -g freshd {}, or start the unit once: it makes the directory", dir.display()),
+            );
+        }
+        Err(error) => {
+            let text = format!("{}: {error}", dir.display());
+            return findings.unknown("state", text, AS_ROOT);
+        }
+    };
+    let mut sound = true;
+    let mut look = |path: &Path, about: &Metadata, owner: u32| {
+        let mode = about.mode() & 0o7777;
+        if mode & 0o077 != 0 && (about.is_file() || mode & 0o022 != 0) {
+            sound = false;
+            findings.wrong(
+                "state",
+                format!(
+                    "{} has mode {mode:04o}: others may read or change it",
+                    path.display()
+                ),
+                format!(
+                    "chmod go= {}; if others could read the key too, rotate: freshctl key rotate",
+                    path.display()
+                ),
+            );
+        }
+        if about.uid() != owner {
+            sound = false;
+            findings.wrong(
+                "state",
+                format!(
+                    "{} belongs to uid {} and its directory to uid {owner}",
+                    path.display(),
+                    about.uid()
+                ),
+                format!("chown --reference={} {}", dir.display(), path.display()),
+            );
+        }
+    };
+    look(dir, &about, about.uid());
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if let Ok(file) = entry.metadata()
+            && file.is_file()
+        {
+            look(&entry.path(), &file, about.uid());
+        }
+    }
+    if unreadable(dir) {
+        findings.unknown("state", "its files cannot be looked at by us", AS_ROOT);
+    } else if sound {
+        findings.ok("state", format!("{} is freshd's alone", dir.display()));
+    }
+}
+
+/// Looks whether there is room to go on, and for a copy of the store.
+pub(super) fn room(findings: &mut Findings, place: &Place) {
+    let dir = Path::new(&place.described.state_dir);
+    let Ok(about) = rustix::fs::statvfs(dir) else {
+        return; // told as `state`
+    };
+    let free = about.f_bavail.saturating_mul(about.f_frsize);
+    let files = fs::read_dir(dir).into_iter().flatten().flatten();
+    let sizes = files.filter_map(|entry| entry.metadata().ok());
+    let used: u64 = sizes.filter(Metadata::is_file).map(|file| file.len()).sum();
+    let text = format!(
+        "{} MiB free, the store takes {} MiB",
+        free >> 20,
+        used >> 20
+    );
+    let todo = format!(
+        "make room under {}; nothing is refreshed where a new token could not be written",
+        dir.display()
+    );
+    if free < ROOM || (about.f_files > 0 && about.f_favail < 16) {
+        findings.wrong("disk", text, todo);
+    } else if free < used {
+        let todo = "a backup on this disk would not fit: make room, or name another disk in maintenance.backup";
+        findings.wrong("disk", text, todo);
+    } else {
+        findings.ok("disk", text);
+    }
+}
+
+/// Looks whether the clock can be right: not behind what the store was last written at, and kept by somebody.
+pub(super) fn clock(findings: &mut Findings, place: &Place) {
+    let now = Clock::system().now();
+    let files = fs::read_dir(&place.described.state_dir)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let written = files
+        .filter_map(|entry| entry.metadata().ok()?.modified().ok())
+        .filter_map(|at| at.duration_since(UNIX_EPOCH).ok())
+        .map(|at| UnixTime::from_secs(at.as_secs() as i64))
+        .max();
+    let ahead = written.map_or(Duration::ZERO, |at| at.since(now));
+    let todo = "set the clock and keep it set: timedatectl set-ntp true";
+    if now < OLDEST {
+        return findings.wrong("clock", format!("it says {}", now.rfc3339()), todo);
+    }
+    if ahead > AHEAD {
+        let text = format!(
+            "the store was last written {} after now: the clock was set back",
+            length(ahead.as_secs())
+        );
+        return findings.wrong("clock", text, todo);
+    }
+    let asked = Command::new("timedatectl")
+        .args(["show", "-p", "NTPSynchronized", "--value"])
+        .output();
+    let answer = asked.ok().filter(|output| output.status.success());
+    match answer.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()) {
+        Some(yes) if yes == "yes" => findings.ok("clock", format!("{}, synchronized", now.rfc3339())),
+        Some(no) if no == "no" => findings.wrong("clock", "nobody keeps it synchronized", todo),
+        _ => findings.unknown(
+            "clock",
+            format!("it says {}; whether it is synchronized can't be told", now.rfc3339()),
+            "timedatectl does not answer here: look at your time service (chronyc tracking, ntpq -p); in a container, at the host's",
+        ),
+    }
+}

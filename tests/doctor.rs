@@ -1,0 +1,220 @@
+//! `freshctl doctor`: each broken part of an instance is found, told with what to do, and by exit code 1.
+
+mod support;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+use support::daemon::{Config, Said};
+use support::{Answer, Freshd, Rotating, ScriptedServer};
+
+async fn well() -> (ScriptedServer, Freshd) {
+    let server = ScriptedServer::start(|_| Answer::error(400, "invalid_request")).await;
+    let freshd = Freshd::start(Config::new().provider("acme", &server, "")).await;
+    (server, freshd)
+}
+
+async fn doctor(freshd: &Freshd) -> Said {
+    freshd.freshctl(&["doctor"], "").await
+}
+
+/// Asserts that one thing is wrong, and that both it and what to do about it are told.
+fn finds(said: &Said, found: &str, hint: &str) {
+    assert_eq!(said.code, Some(1), "{}{}", said.stdout, said.stderr);
+    assert!(
+        said.stdout.contains(found),
+        "{found:?} is not in\n{}",
+        said.stdout
+    );
+    assert!(
+        said.stdout.contains(hint),
+        "{hint:?} is not in\n{}",
+        said.stdout
+    );
+}
+
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_wrong_with_a_sound_instance_and_no_secret_was_sent() {
+    let (server, freshd) = well().await;
+    let said = freshd.freshctl(&["doctor", "--json"], "").await;
+    let json: Value = serde_json::from_str(&said.stdout).unwrap();
+    let findings = json["findings"].as_array().unwrap();
+    let verdict = |check: &str| {
+        let found = findings.iter().find(|finding| finding["check"] == check);
+        found.map(|finding| finding["verdict"].as_str().unwrap().to_owned())
+    };
+    for check in [
+        "config",
+        "key",
+        "state",
+        "disk",
+        "provider acme",
+        "shared socket",
+        "admin socket",
+        "daemon",
+    ] {
+        assert_eq!(verdict(check).as_deref(), Some("ok"), "{check}: {json}");
+    }
+    // Whether this host keeps its clock is not this test's business.
+    assert!(verdict("clock").is_some() && verdict("sandbox").is_some());
+    let asked = server.nth_refresh(1).await.echo();
+    assert!(
+        !asked.contains("secret of acme") && !asked.to_lowercase().contains("authorization"),
+        "{asked}"
+    );
+}
+
+#[tokio::test]
+async fn the_key_is_proved_against_the_keyring() {
+    let (_server, freshd) = well().await;
+    let key = freshd.config.key_file();
+    chmod(&key, 0o644);
+    finds(&doctor(&freshd).await, "has mode 0644", "0400 or 0600");
+    std::fs::remove_file(&key).unwrap();
+    finds(
+        &doctor(&freshd).await,
+        "does not exist",
+        "change-kek --recovery-key-file",
+    );
+    let made = freshd
+        .freshctl(&["key", "generate", key.to_str().unwrap()], "")
+        .await;
+    assert_eq!(made.code, Some(0));
+    finds(
+        &doctor(&freshd).await,
+        "wrong  key:",
+        "put the right key back",
+    );
+}
+
+#[tokio::test]
+async fn a_state_directory_that_others_may_read_or_change_is_told() {
+    let (_server, freshd) = well().await;
+    let dir = freshd.config.state_dir();
+    chmod(&dir, 0o777);
+    finds(&doctor(&freshd).await, "has mode 0777", "chmod go=");
+    chmod(&dir, 0o700);
+    let file = dir.join("copy");
+    std::fs::write(&file, "x").unwrap();
+    chmod(&file, 0o644);
+    finds(&doctor(&freshd).await, "copy has mode 0644", "chmod go=");
+}
+
+#[tokio::test]
+async fn a_clock_behind_the_store_is_told() {
+    let (_server, freshd) = well().await;
+    let file = std::fs::File::create(freshd.config.state_dir().join("later")).unwrap();
+    chmod(&freshd.config.state_dir().join("later"), 0o600);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a file's stamp is a wall clock's"
+    )]
+    let later = SystemTime::now() + Duration::from_secs(3 * 86_400);
+    file.set_modified(later).unwrap();
+    finds(
+        &doctor(&freshd).await,
+        "the clock was set back",
+        "timedatectl set-ntp true",
+    );
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_is_none_is_explained() {
+    let (server, freshd) = well().await;
+    server.answer_with(|_| Answer::raw(200, "text/html; charset=utf-8", "<html>Log in</html>"));
+    finds(
+        &doctor(&freshd).await,
+        "answers with an HTML page (200)",
+        "this looks like the authorization URL",
+    );
+    server.answer_with(|_| {
+        Answer::raw(302, "text/plain", "").header("location", "https://login.example/authorize")
+    });
+    finds(
+        &doctor(&freshd).await,
+        "redirects to login.example (302)",
+        "this looks like the authorization URL",
+    );
+    server.answer_with(|_| Answer::error(404, "not_found"));
+    finds(
+        &doctor(&freshd).await,
+        "takes no token requests (404)",
+        "look at token-endpoint",
+    );
+
+    // Trouble of the provider's own is none of ours.
+    server.answer_with(|_| Answer::raw(503, "text/html", "<html>"));
+    let said = doctor(&freshd).await;
+    assert!(
+        said.stdout.contains("has trouble of its own (503)"),
+        "{}",
+        said.stdout
+    );
+    server.answer_with(|_| Answer::raw(302, "text/plain", "").header("location", "/x"));
+    let offline = freshd.freshctl(&["doctor", "--offline"], "").await;
+    assert!(
+        !offline.stdout.contains("provider acme"),
+        "{}",
+        offline.stdout
+    );
+}
+
+#[tokio::test]
+async fn a_provider_that_nobody_answers_for_is_told() {
+    let rotating = Rotating::new(60);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = gone.local_addr().unwrap().port();
+    drop(gone);
+    let at = format!("http://127.0.0.1:{port}/token");
+    let config = Config::new()
+        .provider("acme", &server, "")
+        .provider_at("gone", &at, &at, "client", "secret", "");
+    let freshd = Freshd::start(config).await;
+    finds(
+        &doctor(&freshd).await,
+        "cannot be reached (connect)",
+        "look at firewall and route",
+    );
+}
+
+#[tokio::test]
+async fn a_daemon_and_sockets_that_are_not_there_are_told() {
+    let (_server, mut freshd) = well().await;
+    chmod(&freshd.config.admin_socket(), 0o666);
+    finds(
+        &doctor(&freshd).await,
+        "everybody is an admin",
+        "SocketMode=0660",
+    );
+    freshd.stop().await;
+    let said = doctor(&freshd).await;
+    finds(
+        &said,
+        "wrong  daemon: cannot reach freshd",
+        "systemctl start freshd",
+    );
+    let _ = std::fs::remove_file(freshd.config.socket());
+    finds(
+        &doctor(&freshd).await,
+        "shared/freshd.sock is not there",
+        "systemctl enable --now",
+    );
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_wrong_is_told_and_the_rest_goes_on() {
+    let (_server, mut freshd) = well().await;
+    freshd.config.refresh = "nonsense = 1".into();
+    freshd.config.write();
+    let said = doctor(&freshd).await;
+    finds(&said, "nonsense", "freshctl check-config");
+    assert!(said.stdout.contains("daemon: "), "{}", said.stdout);
+}

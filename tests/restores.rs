@@ -119,6 +119,30 @@ async fn no_request_leaves_for_a_restored_grant_until_it_is_released() {
 }
 
 #[tokio::test]
+async fn a_resume_does_not_release_what_came_back_with_a_copy() {
+    let mut scene = Scene::new("rotation = \"strict\"").await;
+    scene.import("anna").await;
+    scene.back_up().await;
+    scene.freshd.stop().await;
+    assert_eq!(scene.restore(&["--replace"]).await.code, Some(0));
+    scene.freshd.start_again().await;
+
+    for args in [&["resume", "anna", "acme"][..], &["resume", "anna"]] {
+        let said = scene.freshd.freshctl(args, "").await;
+        assert_eq!(said.stdout, "resumed 0 grants\n", "{}", said.stderr);
+        assert!(said.stderr.contains("freshctl release"), "{}", said.stderr);
+    }
+    let grant = scene.freshd.grant("anna", "acme").await;
+    assert_eq!(grant["reason"], "restored");
+    let said = scene
+        .freshd
+        .freshctl(&["release", "anna", "acme"], "")
+        .await;
+    assert_eq!(said.stdout, "released 1 grant\n", "{}", said.stderr);
+    assert_eq!(scene.freshd.grant("anna", "acme").await["state"], "active");
+}
+
+#[tokio::test]
 async fn a_released_grant_whose_refresh_token_was_spent_since_is_told_as_a_lost_rotation() {
     let mut scene = Scene::new("rotation = \"strict\"").await;
     // Expired by the time of the restore: without the pause a request would leave at the start.
@@ -269,4 +293,87 @@ async fn no_daemon_starts_on_an_interrupted_restore_and_the_same_command_mends_i
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     scene.freshd.start_again().await;
     assert_eq!(scene.freshd.token("anna", "acme").await.status, 200);
+}
+
+#[tokio::test]
+async fn after_a_kill_at_any_point_of_a_restore_another_copy_is_restored_whole() {
+    if std::process::Command::new("strace")
+        .arg("-V")
+        .output()
+        .is_err()
+    {
+        eprintln!("SKIPPED, NOT TESTED: kills within a restore: strace is missing");
+        return;
+    }
+    let mut scene = Scene::new("rotation = \"strict\"").await;
+    for number in 0..30 {
+        scene.import(&format!("user-{number}")).await;
+    }
+    let older = scene.freshd.config.path().join("older");
+    let args = ["backup", older.to_str().expect("ASCII")];
+    assert_eq!(scene.freshd.freshctl(&args, "").await.code, Some(0));
+    for number in 0..10 {
+        let gone = scene
+            .freshd
+            .delete(&format!("/v1/users/user-{number}"))
+            .await;
+        assert_eq!(gone.status, 200, "{}", gone.text);
+    }
+    for number in 10..30 {
+        scene.rotate(&format!("user-{number}")).await;
+    }
+    scene.back_up().await;
+    scene.freshd.stop().await;
+    let mut kills = 0;
+    for (syscall, step) in [("fsync", 1), ("rename", 1), ("unlink", 1), ("pwrite64", 7)] {
+        for nth in (1..).step_by(step) {
+            let mut restoring = tokio::process::Command::new("strace");
+            restoring
+                .args([
+                    "-f",
+                    "-q",
+                    "-o",
+                    "/dev/null",
+                    "-e",
+                    &format!("trace={syscall}"),
+                ])
+                .args(["-e", &format!("inject={syscall}:signal=KILL:when={nth}")])
+                .arg(env!("CARGO_BIN_EXE_freshctl"))
+                .arg("--config")
+                .arg(scene.freshd.config.file())
+                .arg("restore")
+                .arg(&older)
+                .arg("--replace");
+            let killed = !restoring
+                .output()
+                .await
+                .expect("strace runs")
+                .status
+                .success();
+            let said = scene.restore(&["--replace"]).await;
+            assert_eq!(said.code, Some(0), "{syscall} {nth}: {}", said.stderr);
+            assert!(
+                said.stdout.contains("restored 20 grants"),
+                "{syscall} {nth}: {}",
+                said.stdout
+            );
+            let database = scene.freshd.config.state_dir().join("freshd.db");
+            let database = rusqlite::Connection::open(database).expect("it is there");
+            let found = "SELECT (SELECT * FROM pragma_integrity_check), count(*), min(generation) FROM grants";
+            let found = database.query_row(found, [], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, i64>(2)?,
+                ))
+            });
+            let found = found.expect("it is a database");
+            assert_eq!(found, ("ok".to_owned(), 20, 2), "{syscall} {nth}");
+            if !killed {
+                break;
+            }
+            kills += 1;
+        }
+    }
+    assert!(kills >= 20, "{kills} kills");
 }

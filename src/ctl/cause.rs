@@ -33,6 +33,15 @@ impl Teller<'_> {
     pub(super) fn cause(&self) -> (Cause, Vec<String>) {
         let grant = &self.story.grant;
         let mut besides = Vec::new();
+        if self.story.moved {
+            let cause = Cause::new(
+                "A final backup moved this store to another host: nothing is refreshed here any more.",
+                "ask freshd on the other host; if the move was called off, stop freshd here and restore that copy: \
+                 freshctl restore FILE --replace",
+            );
+            besides.extend(self.served());
+            return (cause, besides);
+        }
         let provider = self.provider();
         let cause = match grant.state.as_str() {
             "needs-authorization" => self.needs_authorization(),

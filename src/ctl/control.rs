@@ -91,6 +91,11 @@ async fn send_change(
         None => format!("{done} {grants}\n"),
     };
     session.console.print(&line)?;
+    if done == "resumed" && changed.changed == 0 {
+        session
+            .console
+            .note("nothing there was paused; what came back with a restored copy waits for freshctl release");
+    }
     Ok(Exit::Ok)
 }
 
@@ -176,7 +181,7 @@ async fn release_one(
     }
     let answer = session
         .client
-        .send(&Call::post(format!("{path}/resume")))
+        .send(&Call::post(format!("{path}/resume")).query("release", "true"))
         .await?;
     Ok(answer.read::<Changed>()?.changed)
 }

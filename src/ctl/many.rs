@@ -79,7 +79,8 @@ impl Verb {
         let path = grant_path(&grant.user, &provider_and_account(grant));
         let call = match self {
             Verb::Pause => Call::post(format!("{path}/pause")),
-            Verb::Resume | Verb::Release => Call::post(format!("{path}/resume")),
+            Verb::Resume => Call::post(format!("{path}/resume")),
+            Verb::Release => Call::post(format!("{path}/resume")).query("release", "true"),
             Verb::Refresh => Call::post(format!("{path}/refresh"))
                 .query("activity", "false")
                 .query("wait", &REFRESH_WAIT.as_secs().to_string())

@@ -177,8 +177,15 @@ impl Keeper for Daemon {
         self.change_standing(target, pauses, to, "paused").await
     }
 
-    async fn resume(&self, target: Target) -> Result<Changed, Problem> {
-        let resumes = |standing| matches!(standing, Standing::Paused(_));
+    async fn resume(&self, target: Target, release: bool) -> Result<Changed, Problem> {
+        let resumes: fn(Standing) -> bool = if release {
+            |standing| matches!(standing, Standing::Paused(_))
+        } else {
+            |standing| {
+                matches!(standing, Standing::Paused(_))
+                    && standing != Standing::Paused(PauseReason::Restored)
+            }
+        };
         // Or the next due time would find the user still away.
         let (namespace, user) = match &target {
             Target::Grant(key) => (&key.namespace, &key.user),
@@ -271,7 +278,12 @@ impl Keeper for Daemon {
         if view::look(&self.0).await.is_none() {
             return Err(problem::internal());
         }
-        self.0.store.alive().await.map_err(store_problem)
+        self.0.store.alive().await.map_err(store_problem)?;
+        // It may answer, and have no room for what the next refresh brings.
+        match self.0.store.failing() {
+            Some(failure) => Err(problem::store_unavailable(&failure)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -59,6 +59,7 @@ pub(super) fn history(shared: &Shared, of: &Grant, entries: &[Entry]) -> History
         }),
         held: shared.held.find(&of.key).is_some(),
         store: shared.store.failing().unwrap_or_else(|| "ok".to_owned()),
+        moved: shared.moving.begun(),
         entries: entries.iter().map(entry).collect(),
     }
 }

@@ -189,8 +189,13 @@ pub trait Keeper: Send + Sync + 'static {
     ) -> impl Future<Output = Result<UserView, Problem>> + Send;
     /// Pauses by an admin's will.
     fn pause(&self, target: Target) -> impl Future<Output = Result<Changed, Problem>> + Send;
-    /// Resumes what is paused for whatever reason, held imports and stopped providers included.
-    fn resume(&self, target: Target) -> impl Future<Output = Result<Changed, Problem>> + Send;
+    /// Resumes what is paused, held imports and stopped providers included. With `release` also a grant that came back
+    /// with a restored copy, which has to be released by name.
+    fn resume(
+        &self,
+        target: Target,
+        release: bool,
+    ) -> impl Future<Output = Result<Changed, Problem>> + Send;
     /// Lists grants.
     fn list(&self, request: ListRequest)
     -> impl Future<Output = Result<GrantList, Problem>> + Send;

@@ -423,6 +423,7 @@ async fn pause<K: Keeper>(
     Extension(call): Extension<Call>,
     request: Request,
 ) -> Answer<Changed> {
+    Query::none(request.uri())?;
     let target = target(&api, &call, request).await?;
     Ok(Json(api.keeper.pause(target).await?))
 }
@@ -432,13 +433,14 @@ async fn resume<K: Keeper>(
     Extension(call): Extension<Call>,
     request: Request,
 ) -> Answer<Changed> {
+    let query = Query::of(request.uri(), &["release"])?;
+    let release = query.flag("release")?.unwrap_or(false);
     let target = target(&api, &call, request).await?;
-    Ok(Json(api.keeper.resume(target).await?))
+    Ok(Json(api.keeper.resume(target, release).await?))
 }
 
 /// Returns what a path of the admin socket names: a grant, a user or a provider.
 async fn target<K>(api: &Api<K>, call: &Call, request: Request) -> Result<Target, Problem> {
-    Query::none(request.uri())?;
     let Nothing {} = request::optional_object(request.into_body(), &api.limits).await?;
     let namespace = call.namespace().to_owned();
     Ok(

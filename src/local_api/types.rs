@@ -97,6 +97,9 @@ pub struct History {
     pub held: bool,
     /// `ok`, or why the store can't be written now.
     pub store: String,
+    /// Whether a final backup was made, so that nothing is refreshed here any more.
+    #[serde(default)]
+    pub moved: bool,
     /// What happened, the oldest first: the last 64 entries of the last 90 days, and what led to a standing that lasts.
     pub entries: Vec<HistoryEntry>,
 }

@@ -331,12 +331,8 @@ impl Part {
 
     /// Removes the unfinished copy, and what SQLite may have left beside it.
     fn remove(&self) {
-        for suffix in ["", "-journal", "-wal", "-shm"] {
-            let mut file = self.file.clone().into_os_string();
-            file.push(suffix);
-            // Mostly not there; what can't be removed makes the next step fail, which says so.
-            let _ = std::fs::remove_file(file);
-        }
+        // What can't be removed makes the next step fail, which says so.
+        let _ = schema::remove(&self.file);
     }
 }
 

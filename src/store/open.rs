@@ -202,6 +202,8 @@ pub(super) struct Layout {
     pub(super) spill: PathBuf,
     pub(super) erasures: PathBuf,
     pub(super) restoring: PathBuf,
+    /// What a restore makes of a copy, before it takes the database's place.
+    pub(super) prepared: PathBuf,
     pub(super) moved: PathBuf,
 }
 
@@ -217,6 +219,7 @@ impl Layout {
             spill: dir.join(SPILL),
             erasures: dir.join(ERASURES),
             restoring: dir.join(RESTORING),
+            prepared: dir.join("restore.new"),
             moved: dir.join(MOVED),
         }
     }
@@ -301,6 +304,8 @@ pub(super) fn open(options: &Options) -> Result<Opened, OpenError> {
         }
     };
     check_identity(&layout.database, &layout.keyring, &keyring)?;
+    // Of a restore that was killed before it had moved anything. It is in nobody's way.
+    let _ = schema::remove(&layout.prepared);
     let writer = open_writer(&layout, &keyring, options.busy_timeout)?;
     Ok(Opened {
         layout,
@@ -426,10 +431,7 @@ fn make(layout: &Layout, options: &Options) -> Result<Keyring, OpenError> {
         done: "made",
         source,
     };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
-    }
+    schema::remove(path).map_err(io)?;
     // SQLite gives its log and index the mode of the database.
     let file = OpenOptions::new()
         .write(true)

@@ -123,13 +123,13 @@ pub fn restore(restore: &Restore<'_>) -> Result<Restored, RestoreError> {
             dir: restore.dir.into(),
         });
     }
-    let prepared = restore.dir.join("restore.new");
+    let prepared = layout.prepared.clone();
     let made = prepare(restore, &layout, &copy, &keyring, &prepared);
     let mut restored = match made {
         Ok(restored) => restored,
         Err(error) => {
             // Useless; the first error is the one to report.
-            let _ = std::fs::remove_file(&prepared);
+            let _ = schema::remove(&prepared);
             return Err(error);
         }
     };
@@ -240,7 +240,10 @@ fn prepare(
     };
     let mut conn = schema::connect_writer(prepared, BUSY).map_err(sql)?;
     let disk = Disk::new(layout.dir.clone(), &[]).map_err(io)?;
-    let change = |conn: &mut Connection| -> Result<Restored, Trouble> {
+    let mut unsound = None;
+    let mut change = |conn: &mut Connection| -> Result<Restored, Trouble> {
+        // What is killed here is made anew from the copy, never rolled back.
+        conn.pragma_update(None, "journal_mode", "MEMORY")?;
         conn.execute_batch("DROP TABLE backup; DROP TABLE IF EXISTS final_copy")?;
         conn.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
         schema::upgrade(conn)?;
@@ -262,6 +265,7 @@ fn prepare(
         tx.commit()?;
         conn.pragma_update(None, "journal_mode", "WAL")?;
         schema::checkpoint_all(conn)?;
+        unsound = backup::unsound(conn)?;
         Ok(Restored {
             made_at: copy.made_at,
             grants: grants.unwrap_or(0),
@@ -275,6 +279,12 @@ fn prepare(
         Trouble::NoRoom => io(io::ErrorKind::StorageFull.into()),
         Trouble::Gone(_) => io(io::ErrorKind::NotFound.into()),
     })?;
+    if let Some(reason) = unsound {
+        return Err(RestoreError::NoCopy {
+            file: restore.file.into(),
+            reason: format!("what was made of it is not sound: {reason}"),
+        });
+    }
     conn.close().map_err(|(_, source)| sql(source))?;
     File::open(prepared)
         .and_then(|file| file.sync_all())
@@ -296,10 +306,7 @@ fn note(at: UnixTime, copy: &Copy) -> AuditNote {
 }
 
 fn write_copy(from: &Path, to: &Path) -> io::Result<()> {
-    match std::fs::remove_file(to) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    schema::remove(to)?;
     let mut to = OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -1,5 +1,6 @@
 //! The tables, their forward migrations, and how every connection is set up.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -283,6 +284,20 @@ pub(super) fn checkpoint_all(conn: &Connection) -> rusqlite::Result<bool> {
         row.get::<_, i64>(0)
     })
     .map(|busy| busy == 0)
+}
+
+/// Removes a database, and what a process that was killed may have left beside it: SQLite would roll an old journal or log
+/// back into whatever gets the database's name next.
+pub(super) fn remove(database: &Path) -> io::Result<()> {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let mut file = database.as_os_str().to_owned();
+        file.push(suffix);
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// What a database file says it is.

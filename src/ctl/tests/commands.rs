@@ -99,7 +99,7 @@ fn each_command_sends_its_request() {
             "release alice hubspot",
             &[
                 "GET /v1/users/alice/grants/hubspot",
-                "POST /v1/users/alice/grants/hubspot/resume",
+                "POST /v1/users/alice/grants/hubspot/resume?release=true",
             ],
         ),
         ("revoke alice --yes", &["DELETE /v1/users/alice"]),
@@ -273,7 +273,7 @@ fn release_all_resumes_held_grants_only_each_in_its_namespace() {
     );
     assert_eq!(
         seen[1].line,
-        "POST /v1/users/b%2Fc/grants/hubspot:work/resume"
+        "POST /v1/users/b%2Fc/grants/hubspot:work/resume?release=true"
     );
     assert_eq!(seen[1].namespace.as_deref(), Some("crm"));
     assert_eq!(seen.len(), 2);

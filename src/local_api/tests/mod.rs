@@ -180,6 +180,7 @@ impl Keeper for Recorder {
             },
             unanswered: None,
             held: false,
+            moved: false,
             store: "ok".into(),
             entries: vec![],
         })
@@ -215,7 +216,7 @@ impl Keeper for Recorder {
         Ok(Changed { changed: 1 })
     }
 
-    async fn resume(&self, target: Target) -> Result<Changed, Problem> {
+    async fn resume(&self, target: Target, _release: bool) -> Result<Changed, Problem> {
         self.note(format!("resume {}", show_target(&target)));
         Ok(Changed { changed: 1 })
     }

@@ -11,7 +11,7 @@ use support::daemon::grant_path;
 use support::django_server::{Counters, DjangoServer};
 use support::node_server::NodeServer;
 use support::peers::About;
-use support::{Config, Freshd, instant};
+use support::{Config, Freshd, fake_clock, instant};
 
 /// Long enough for a start of the daemon on a slow machine, short enough to be waited for.
 const LIFETIME: u64 = 8;
@@ -27,6 +27,8 @@ enum Loss {
     Half,
     /// The daemon is killed while it is under way.
     Kill,
+    /// It never comes, and the daemon's clock is set by so many hours while it is waited for.
+    ClockSet(i64),
 }
 
 /// A daemon that reaches a real server through a proxy, and Anna's grant.
@@ -39,7 +41,11 @@ struct Scene {
 impl Scene {
     async fn set(about: &About, tokens: Value, rotation: &str) -> Scene {
         let proxy = CuttingProxy::before(&about.issuer).await;
-        let config = Config::new().provider_at(
+        let config = match fake_clock::libfaketime() {
+            Some(library) => fake_clock::take(Config::new(), &library),
+            None => Config::new(),
+        };
+        let config = config.provider_at(
             "real",
             &proxy.endpoint(&about.token_endpoint),
             &proxy.endpoint(&about.revocation_endpoint),
@@ -61,13 +67,19 @@ impl Scene {
         self.proxy.answers(match loss {
             Loss::Whole => Answers::CutAfter(0),
             Loss::Half => Answers::CutAfter(300),
-            Loss::Kill => Answers::Held,
+            Loss::Kill | Loss::ClockSet(_) => Answers::Held,
         });
         let path = format!("{}/refresh?wait=0", grant_path("anna", "real"));
         self.freshd.post(&path, &json!({ "generation": 1 })).await;
         self.proxy.nth_answer(1).await;
-        if let Loss::Kill = loss {
-            self.freshd.kill().await;
+        match loss {
+            Loss::Kill => self.freshd.kill().await,
+            Loss::ClockSet(hours) => {
+                fake_clock::set(&self.freshd.config, hours * 3600);
+                // Once it has given up the first answer and asked again.
+                self.proxy.nth_answer(2).await;
+            }
+            Loss::Whole | Loss::Half => {}
         }
         self.proxy.answers(Answers::Passed);
         if let Loss::Kill = loss {
@@ -164,6 +176,15 @@ async fn an_answer_that_is_cut_off_is_had_again_within_djangos_grace() {
 #[tokio::test]
 async fn a_kill_in_flight_costs_nothing_within_djangos_grace() {
     django_with_grace(Loss::Kill).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_while_an_answer_is_lost_costs_nothing_within_djangos_grace() {
+    if fake_clock::libfaketime().is_none() {
+        return;
+    }
+    django_with_grace(Loss::ClockSet(8)).await;
+    django_with_grace(Loss::ClockSet(-8)).await;
 }
 
 #[tokio::test]

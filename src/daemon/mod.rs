@@ -1,6 +1,6 @@
 //! The daemon: everything put together, started, reloaded and stopped.
 //!
-//! Only this module sees all others. [`start`] opens the store, resumes the schedule and serves the
+//! Only this module sees all others. [`start()`] opens the store, resumes the schedule and serves the
 //! sockets; [`Handle::reload`] swaps configurations; [`Handle::stop`] drains.
 
 mod activity;

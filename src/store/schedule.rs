@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// Returns when the first access token of a provider ends that is to be refreshed before its end, of the
-    /// [`LOOK_AHEAD`] grants that are due first. Costs the same however many there are.
+    /// 1,000 grants that are due first. Costs the same however many there are.
     pub async fn soonest_expiry(&self, provider: &str) -> Result<Option<UnixTime>, StoreError> {
         let provider = provider.to_owned();
         self.read(move |session| {

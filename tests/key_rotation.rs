@@ -234,7 +234,15 @@ async fn whichever_step_of_writing_the_keyring_fails_nothing_is_lost_and_it_says
         }
         assert_eq!(scene.data_keys().len(), 1, "{syscall}");
         scene.refresh("anna").await;
-        let said = scene.freshd.freshctl(&["key", "rotate"], "").await;
+        // strace counts by thread: each thread of the pool that comes to do it fails once.
+        let mut said = scene.freshd.freshctl(&["key", "rotate"], "").await;
+        for _ in 0..20 {
+            if said.code == Some(0) {
+                break;
+            }
+            assert_eq!(scene.data_keys().len(), 1, "{syscall}");
+            said = scene.freshd.freshctl(&["key", "rotate"], "").await;
+        }
         assert_eq!(said.code, Some(0), "{syscall}: {}", said.stderr);
         scene.rotated().await;
         scene.freshd.stop().await;

@@ -439,7 +439,7 @@ async fn after_a_restore_a_reader_that_resumes_is_told_to_read_the_state_anew() 
         let said = freshd.freshctl(&["restore", "--replace", copy], "").await;
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         freshd.start_again().await;
-        admin(&freshd, "anna", "resume").await;
+        admin(&freshd, "anna", "resume?release=true").await;
         admin(&freshd, "anna", "pause").await;
         let mut listener = Listener::after(&socket, last_id).await;
         for expected in ["reset", "resumed", "paused admin"] {

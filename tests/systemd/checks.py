@@ -403,7 +403,7 @@ def wrong_and_missing_keys_make_no_storm_and_one_command_repairs(c):
         log = c.run("journalctl", "--no-pager", "-o", "json", "-u", unit, f"--since={since}").stdout.splitlines()
         messages = [json.loads(line) for line in log]
         starts = [m for m in messages if str(m.get("MESSAGE", "")).startswith("Starting ")]
-        reasons = [m for m in messages if m.get("MESSAGE") == "not-started"]
+        reasons = [m for m in messages if m.get("FRESHD_EVENT") == "not-started"]
         print(f"    {unit}: {len(starts)} starts; {[r.get('FRESHD_ERROR') for r in reasons[:1]]}")
         expect(f"{unit}: starts", 1 <= len(starts) <= 8, True)
         expect(f"{unit}: the reason is a line", any(reason in str(r.get("FRESHD_ERROR", r)) for r in reasons), True)

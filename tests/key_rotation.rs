@@ -14,6 +14,7 @@ use hyper::body::Bytes;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::daemon::grant_path;
+use support::store::copied;
 use support::strace::{Hit, Strace};
 use support::{Config, Connection, Freshd, Rotating, ScriptedServer, eventually};
 
@@ -106,15 +107,7 @@ impl Scene {
 
     /// How many values each data key has sealed, in the database of a daemon that has ended.
     fn sealed_with(&self) -> BTreeMap<i64, usize> {
-        let copy = tempfile::tempdir().expect("a directory");
-        for name in ["freshd.db", "freshd.db-wal"] {
-            let file = self.freshd.config.state_dir().join(name);
-            if file.exists() {
-                std::fs::copy(&file, copy.path().join(name)).expect("both are ours");
-            }
-        }
-        let database =
-            rusqlite::Connection::open(copy.path().join("freshd.db")).expect("a database");
+        let (_copy, database) = copied(&self.freshd.config);
         let mut rows = database
             .prepare("SELECT key_id FROM grants UNION ALL SELECT key_id FROM revocations")
             .expect("the schema is known");

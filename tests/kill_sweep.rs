@@ -17,6 +17,7 @@ use hyper::Method;
 use hyper::body::Bytes;
 use rustix::process::Signal;
 use support::daemon::{grant_path, token_path};
+use support::store::copied;
 use support::strace::{Hit, Strace};
 use support::{Config, Connection, Freshd, Issued, Reply, Rotating, ScriptedServer, instant};
 
@@ -316,15 +317,7 @@ impl Lane {
 
     /// Reads a copy of the dead daemon's store, so that its own start finds it as it was left.
     fn look(&mut self) -> BTreeMap<String, Stored> {
-        let copy = tempfile::tempdir().expect("a directory");
-        for name in ["freshd.db", "freshd.db-wal"] {
-            let file = self.freshd.config.state_dir().join(name);
-            if file.exists() {
-                std::fs::copy(&file, copy.path().join(name)).expect("both are ours");
-            }
-        }
-        let database =
-            rusqlite::Connection::open(copy.path().join("freshd.db")).expect("a database");
+        let (_copy, database) = copied(&self.freshd.config);
         let mut rows = database
             .prepare("SELECT user, generation, EXISTS (SELECT 1 FROM marks WHERE grant_id = id) FROM grants")
             .expect("the schema is known");

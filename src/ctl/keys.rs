@@ -48,10 +48,7 @@ pub(super) fn change_kek(
     let place = place(config, console)?;
     let new = Kek::read_file(&args.new_key_file)
         .map_err(|error| Failure::new(Exit::Config, chain(&error)))?;
-    let recovery = args.recovery_key_file.as_deref();
-    let recovery = recovery
-        .map(|file| read_recovery_key(file, console))
-        .transpose()?;
+    let recovery = read_recovery_key(args.recovery_key_file.as_deref(), console)?;
     let kek;
     let proof = match &recovery {
         Some(key) => Proof::Recovery(key),
@@ -122,11 +119,12 @@ pub(super) fn recovery(
     Ok(Exit::Ok)
 }
 
-/// Reads a recovery key from a file, or from standard input for `-`.
+/// Reads a recovery key from a file, or from standard input for `-`; `None` where none is named.
 pub(super) fn read_recovery_key(
-    file: &Path,
+    file: Option<&Path>,
     console: &mut Console<'_>,
-) -> Result<RecoveryKey, Failure> {
+) -> Result<Option<RecoveryKey>, Failure> {
+    let Some(file) = file else { return Ok(None) };
     let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize));
     let read = if file == Path::new("-") {
         (&mut console.stdin).take(LONGEST).read_to_string(&mut text)
@@ -134,7 +132,9 @@ pub(super) fn read_recovery_key(
         std::fs::File::open(file).and_then(|file| file.take(LONGEST).read_to_string(&mut text))
     };
     read.map_err(|error| Failure::new(Exit::NoInput, format!("{}: {error}", file.display())))?;
-    RecoveryKey::from_text(&text).map_err(|error| Failure::new(Exit::Data, error.to_string()))
+    RecoveryKey::from_text(&text)
+        .map(Some)
+        .map_err(|error| Failure::new(Exit::Data, error.to_string()))
 }
 
 fn failure(error: &RekeyError, about_recovery: &str) -> Failure {

@@ -20,10 +20,7 @@ pub(super) fn restore(
 ) -> Result<Exit, Failure> {
     let place = place(config, console)?;
     let kek = place.find_key(args.key_file.as_deref())?;
-    let recovery = args.recovery_key_file.as_deref();
-    let recovery = recovery
-        .map(|file| read_recovery_key(file, console))
-        .transpose()?;
+    let recovery = read_recovery_key(args.recovery_key_file.as_deref(), console)?;
     // An unknown provider counts as rotating, as an unknown class does.
     let rotates = |name: &str| {
         let provider = place.described.providers.iter().find(|p| p.name == name);

@@ -223,15 +223,20 @@ fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
     })
 }
 
-/// Seals a waiting token with the current data key. Returns false if it does not open; then it stays as it is.
-pub(super) fn reseal(session: &Session<'_>, id: i64) -> Result<bool, Trouble> {
-    let row = session.first(
+fn by_id(session: &Session<'_>, id: i64) -> Result<Option<Waiting>, Trouble> {
+    session.first(
         "SELECT id, provider, kind, key_id, token, created_at, tries FROM revocations
          WHERE id = ?1",
         [id],
         waiting,
-    )?;
-    let Some(row) = row else { return Ok(true) };
+    )
+}
+
+/// Seals a waiting token with the current data key. Returns false if it does not open; then it stays as it is.
+pub(super) fn reseal(session: &Session<'_>, id: i64) -> Result<bool, Trouble> {
+    let Some(row) = by_id(session, id)? else {
+        return Ok(true);
+    };
     let Some(kind) = row.kind else {
         return Ok(false);
     };
@@ -248,13 +253,7 @@ pub(super) fn reseal(session: &Session<'_>, id: i64) -> Result<bool, Trouble> {
 
 /// Returns whether a queued token opens.
 pub(super) fn opens_by_id(session: &Session<'_>, id: i64) -> Result<bool, Trouble> {
-    let row = session.first(
-        "SELECT id, provider, kind, key_id, token, created_at, tries FROM revocations
-         WHERE id = ?1",
-        [id],
-        waiting,
-    )?;
-    Ok(row.is_some_and(|row| opens(session, &row)))
+    Ok(by_id(session, id)?.is_some_and(|row| opens(session, &row)))
 }
 
 /// So many are opened between two queries.

@@ -33,3 +33,17 @@ pub fn files_with(directory: &Path, needle: &[u8]) -> Vec<PathBuf> {
         })
         .collect()
 }
+
+/// Opens a copy of a dead daemon's database, so that its own start finds the files as they were left. The copy is gone
+/// with the directory.
+pub fn copied(config: &Config) -> (tempfile::TempDir, rusqlite::Connection) {
+    let copy = tempfile::tempdir().expect("a directory");
+    for name in ["freshd.db", "freshd.db-wal"] {
+        let file = config.state_dir().join(name);
+        if file.exists() {
+            std::fs::copy(&file, copy.path().join(name)).expect("both are ours");
+        }
+    }
+    let database = rusqlite::Connection::open(copy.path().join("freshd.db"));
+    (copy, database.expect("a database"))
+}

@@ -74,7 +74,7 @@ async fn serve(
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %file.display(), "started");
-    let daemon = match super::start(config, passed).await {
+    let mut daemon = match super::start(config, passed).await {
         Ok(daemon) => daemon,
         Err(error) => {
             let code = error.exit_code();
@@ -85,9 +85,16 @@ async fn serve(
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
     let telling = tokio::spawn(systemd::run(daemon.shared.clone()));
-    while let Some(signal) = signals.next().await {
-        if signal != SIGHUP {
-            break;
+    let mut stopped = ExitCode::SUCCESS;
+    loop {
+        tokio::select! {
+            signal = signals.next() => if signal != Some(SIGHUP) {
+                break;
+            },
+            () = daemon.lame() => {
+                stopped = ExitCode::from(70);
+                break;
+            }
         }
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             notify(&[NotifyState::Reloading, now]);
@@ -103,7 +110,7 @@ async fn serve(
     // What it would say of a store that is being closed is of no use.
     telling.abort();
     tokio::select! {
-        () = daemon.stop() => ExitCode::SUCCESS,
+        () = daemon.stop() => stopped,
         () = again(&mut signals) => {
             tracing::warn!("stopped-at-once");
             ExitCode::from(75)

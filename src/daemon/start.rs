@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::clock::WATCH_EVERY;
 use super::driver::{self, Event};
@@ -81,13 +81,13 @@ pub(super) fn background(
     inbox: UnboundedReceiver<Event>,
     max_in_flight: usize,
     give_up_revocations_after: Duration,
-) -> Vec<JoinHandle<()>> {
-    vec![
-        tokio::spawn(driver::run(shared.clone(), inbox, max_in_flight)),
-        tokio::spawn(revocations::run(shared.clone(), give_up_revocations_after)),
-        tokio::spawn(flush_activity(shared.clone())),
-        tokio::spawn(watch_store(shared.clone())),
-    ]
+) -> JoinSet<()> {
+    let mut loops = JoinSet::new();
+    loops.spawn(driver::run(shared.clone(), inbox, max_in_flight));
+    loops.spawn(revocations::run(shared.clone(), give_up_revocations_after));
+    loops.spawn(flush_activity(shared.clone()));
+    loops.spawn(watch_store(shared.clone()));
+    loops
 }
 
 async fn flush_activity(shared: Arc<Shared>) {

@@ -78,7 +78,7 @@ pub(in crate::daemon) struct Bench {
     dir: tempfile::TempDir,
     pub(in crate::daemon) clock: Clock,
     pub(in crate::daemon) server: Server,
-    handle: Option<Handle>,
+    pub(in crate::daemon) handle: Option<Handle>,
 }
 
 impl Bench {
@@ -109,7 +109,7 @@ impl Bench {
         bench
     }
 
-    async fn start_again(&mut self) {
+    pub(in crate::daemon) async fn start_again(&mut self) {
         let mut defaults = Defaults::system(&|_| None);
         defaults.daemon.make_key = true;
         let config = load(&self.dir.path().join("freshd.toml"), &defaults).unwrap();

@@ -179,6 +179,16 @@ impl Numbers {
         }
     }
 
+    fn counted_nothing(&self) -> bool {
+        let dead = self.needs_authorization.iter().map(|(_, count)| count);
+        let mut all = self
+            .attempts
+            .iter()
+            .chain([&self.served, &self.recovered])
+            .chain(dead);
+        all.all(|count| count.load(Ordering::Relaxed) == 0)
+    }
+
     /// Counts a request that ended as `outcome`, one of [`OUTCOMES`], after `took`.
     pub fn attempted(&self, outcome: &str, took: Duration) {
         if let Some(nth) = OUTCOMES.iter().position(|known| *known == outcome) {
@@ -280,7 +290,10 @@ impl Registry {
             .iter()
             .map(|(name, numbers)| (name.clone(), numbers.clone()))
             .collect();
-        all.push((NOT_CONFIGURED.to_owned(), self.others.clone()));
+        // Of no interest to most, and in the legend of each panel.
+        if !self.others.counted_nothing() {
+            all.push((NOT_CONFIGURED.to_owned(), self.others.clone()));
+        }
         for (provider, numbers) in &all {
             for (outcome, count) in OUTCOMES.iter().zip(&numbers.attempts) {
                 page.add(&ATTEMPTS, &[provider, outcome], read(count));
@@ -455,6 +468,7 @@ mod tests {
     fn a_provider_outside_the_configuration_makes_no_series_of_its_own() {
         let registry = Registry::new(vec!["lost-rotation", "expired"]);
         registry.configure(["box".to_owned()].iter());
+        assert!(!page(&registry).contains("(not configured)"));
         registry.of("stray").served();
         let text = page(&registry);
         assert!(!text.contains("stray"), "{text}");

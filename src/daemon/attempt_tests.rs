@@ -1,10 +1,14 @@
 //! Attempts whose provider changes under them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::attempt::{Wanted, run};
+use super::keeper::Daemon;
 use super::steps_tests::{Bench, served};
+use crate::local_api::keeper::Keeper;
 use crate::refresh::attempt::Cause;
+use crate::refresh::grant::Standing;
 
 #[tokio::test]
 async fn a_grant_whose_provider_is_gone_for_a_moment_is_asked_for_again() {
@@ -42,4 +46,30 @@ async fn a_set_that_was_held_across_a_reload_is_due_by_the_new_margin() {
         (grant.generation == 2 && (600..=661).contains(&lead)).then_some(())
     };
     bench.until("the due time to follow", follows).await;
+}
+
+#[tokio::test]
+async fn what_came_due_while_its_user_was_away_is_not_counted_as_late() {
+    let bench = Bench::start("").await;
+    bench.import("ann", serde_json::json!({})).await;
+    bench.clock.pass(Duration::from_secs(4 * 86_400));
+    let paused = async || (bench.grant("ann").await.standing != Standing::Active).then_some(());
+    bench.until("the pause", paused).await;
+    bench.clock.pass(Duration::from_secs(30 * 86_400));
+    let daemon = Daemon(bench.shared().clone());
+    daemon
+        .activity("default".into(), "ann".into())
+        .await
+        .unwrap();
+    let refreshed = async || (bench.grant("ann").await.generation == 2).then_some(());
+    bench.until("the refresh", refreshed).await;
+    let page = daemon.metrics().await;
+    assert!(
+        page.contains("freshd_lateness_seconds_count{provider=\"acme\"} 1"),
+        "{page}"
+    );
+    assert!(
+        page.contains("freshd_lateness_seconds_bucket{provider=\"acme\",le=\"60\"} 1"),
+        "{page}"
+    );
 }

@@ -154,7 +154,8 @@ pub(super) async fn restand(
         forgotten.map_err(store_problem)?;
     }
     let due_at = match to {
-        Standing::Active => shared.providers.scheduled_at(&grant),
+        // It was due while it rested: that is not late.
+        Standing::Active => shared.providers.scheduled_at(&grant).map(|at| at.max(now)),
         _ => None,
     };
     let changed = shared

@@ -1,4 +1,4 @@
-//! An outage with many grants is a few lines in the log, with counts that add up, and none about a verdict is left out.
+//! What befalls many grants is a few lines in the log, with counts that add up: an outage, or a mass revocation.
 
 mod support;
 
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::daemon::Config;
-use support::{Answer, Freshd, Rotating, ScriptedServer};
+use support::{Answer, Freshd, Rotating, ScriptedServer, eventually};
 
 /// The number behind `name=` in a log line.
 fn number(line: &str, name: &str) -> u64 {
@@ -96,4 +96,44 @@ async fn at_debug_level_each_failure_is_told() {
             .await;
         assert!(line.contains("INFO") || line.contains("DEBUG"), "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_mass_revocation_is_twenty_lines_and_counts_and_every_grant_has_its_event() {
+    const USERS: u64 = 120;
+    let server = ScriptedServer::start(|_| Answer::error(400, "invalid_grant")).await;
+    let freshd = Freshd::start(Config::new().provider("acme", &server, "")).await;
+    for number in 0..USERS {
+        let tokens = serde_json::json!({ "refresh_token": format!("dead-{number}") });
+        freshd
+            .import(&format!("user-{number}"), "acme", &tokens)
+            .await;
+    }
+    for number in 0..USERS {
+        let user = format!("user-{number}");
+        freshd
+            .wait_for_state(&user, "acme", "needs-authorization")
+            .await;
+    }
+    for event in ["imported", "needs-authorization"] {
+        let log = eventually("the counts to add up", || async {
+            let log = freshd.logs();
+            let counts = lines(&log, event);
+            let counts = counts.iter().filter(|line| line.contains("grants="));
+            let counted: u64 = counts.map(|line| number(line, "grants")).sum();
+            (counted == USERS - 20).then_some(log)
+        })
+        .await;
+        let (counts, in_full): (Vec<_>, Vec<_>) = lines(&log, event)
+            .into_iter()
+            .partition(|line| line.contains("grants="));
+        assert_eq!(in_full.len(), 20, "{in_full:#?}");
+        assert!(in_full.iter().all(|line| line.contains("user=")));
+        assert!(counts.len() <= 4, "{counts:#?}");
+    }
+    let kept = support::Listener::kept(&freshd.config.admin_socket()).await;
+    let told = kept
+        .iter()
+        .filter(|heard| heard.event == "needs-authorization");
+    assert_eq!(told.count() as u64, USERS);
 }

@@ -13,7 +13,7 @@ use super::owed;
 use super::providers::Live;
 use super::shared::{Ended, Shared, gone, lock, token_of, written};
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
-use crate::refresh::grant::{Grant, GrantId, NeedsReason, Standing};
+use crate::refresh::grant::{Grant, GrantId, GrantKey, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
 use crate::refresh::policy::{Policy, Rotation};
 use crate::refresh::time::UnixTime;
@@ -170,10 +170,11 @@ impl Attempt {
             Step::Pause(reason, due_at) => {
                 let standing = Standing::Paused(reason);
                 let paused = self.set_standing(&grant, standing, due_at).await?;
-                tracing::info!(
-                    user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
-                    reason = standing.reason(), "paused"
-                );
+                let (provider, reason) = (&grant.key.provider, standing.reason());
+                if self.shared.in_full("paused", provider, reason) {
+                    let user = self.shared.names.user(&grant.key);
+                    tracing::info!(%user, %provider, reason, "paused");
+                }
                 self.wrote(paused).await
             }
             Step::NeedsAuthorization(reason) => {
@@ -203,11 +204,14 @@ impl Attempt {
         let Some(warned) = applied(warned) else {
             return Ok(grant); // the token set has just been replaced
         };
-        tracing::warn!(
-            user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
-            account = %grant.key.account, %expires_at,
-            hint = "the user has to authorize again before then", "refresh-token-expiring"
-        );
+        let GrantKey {
+            provider, account, ..
+        } = &grant.key;
+        if self.shared.in_full("refresh-token-expiring", provider, "") {
+            let user = self.shared.names.user(&grant.key);
+            let hint = "the user has to authorize again before then";
+            tracing::warn!(%user, %provider, %account, %expires_at, hint, "refresh-token-expiring");
+        }
         self.shared.cache.forget(&grant.key);
         Ok(Grant {
             unused_refreshes: grant.unused_refreshes,
@@ -535,11 +539,16 @@ impl Attempt {
         let reason = Standing::NeedsAuthorization(reason).reason();
         let numbers = self.shared.metrics.of(&grant.key.provider);
         numbers.needs_authorization(reason);
-        tracing::warn!(
-            user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
-            account = %grant.key.account, reason, code,
-            "needs-authorization"
-        );
+        if self
+            .shared
+            .in_full("needs-authorization", &grant.key.provider, reason)
+        {
+            tracing::warn!(
+                user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,
+                account = %grant.key.account, reason, code,
+                "needs-authorization"
+            );
+        }
     }
 }
 

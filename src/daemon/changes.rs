@@ -68,11 +68,13 @@ pub(super) async fn import(
     };
     if result != "unchanged" {
         shared.wrote(&grant);
-        tracing::info!(
-            user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
-            namespace = %key.namespace, generation = grant.generation, held = grant.standing != Standing::Active,
-            result, "imported"
-        );
+        if shared.in_full("imported", &key.provider, result) {
+            tracing::info!(
+                user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
+                namespace = %key.namespace, generation = grant.generation, held = grant.standing != Standing::Active,
+                result, "imported"
+            );
+        }
         if mends && grant.standing == Standing::Active {
             shared.metrics.of(&key.provider).recovered();
             tracing::info!(
@@ -122,7 +124,8 @@ pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem
         shared.gone(grant);
     }
     drop(hidden);
-    if deleted.map_err(store_problem)?.is_some() {
+    let done = deleted.map_err(store_problem)?.is_some();
+    if done && shared.in_full("deleted", &key.provider, "") {
         tracing::info!(
             user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
             namespace = %key.namespace, revoke, "deleted"
@@ -165,10 +168,12 @@ pub(super) async fn restand(
         .map_err(store_problem)?;
     if let Some(grant) = changed {
         shared.wrote(&grant);
-        tracing::info!(
-            user = %shared.names.user(key), provider = %key.provider, account = %key.account,
-            reason = to.reason(), "{told}"
-        );
+        if shared.in_full(told, &key.provider, to.reason()) {
+            tracing::info!(
+                user = %shared.names.user(key), provider = %key.provider, account = %key.account,
+                reason = to.reason(), "{told}"
+            );
+        }
     }
     Ok(true)
 }

@@ -10,6 +10,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::audit;
+use super::bursts::Count;
 use super::journal::{self, Journal};
 use super::outages::{self, Told};
 use super::shared::{Shared, lock};
@@ -92,7 +93,10 @@ pub(super) async fn tell_counts(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(COUNTS_EVERY).await;
         audit::tell_repeats(&shared, false).await;
-        let lines = lock(&shared.outages).due(shared.clock.running());
+        let now = shared.clock.running();
+        let counts = lock(&shared.bursts).due(now);
+        counts.into_iter().for_each(tell_count);
+        let lines = lock(&shared.outages).due(now);
         for outages::Line {
             provider,
             told,
@@ -113,6 +117,24 @@ pub(super) async fn tell_counts(shared: Arc<Shared>) {
                 ),
             }
         }
+    }
+}
+
+fn tell_count(count: Count) {
+    let (event, provider, reason) = count.kind;
+    let (grants, after) = (count.grants, Duration::from_secs(count.after.as_secs()));
+    let after = format!("{after:?}");
+    match event {
+        "needs-authorization" => {
+            let hint =
+                "`freshctl grants --state needs-authorization` names them, and so do the events";
+            tracing::warn!(provider, reason, grants, after, hint, "{event}");
+        }
+        "refresh-token-expiring" => {
+            let hint = "the events name them, each with its time";
+            tracing::warn!(provider, grants, after, hint, "{event}");
+        }
+        _ => tracing::info!(provider, reason, grants, after, "{event}"),
     }
 }
 

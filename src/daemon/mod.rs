@@ -11,6 +11,7 @@ mod attempt;
 mod attempt_tests;
 mod audit;
 mod backup;
+mod bursts;
 mod cache;
 mod changes;
 pub mod clock;
@@ -175,6 +176,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         owed: Default::default(),
         deleting: Mutex::default(),
         outages: Mutex::default(),
+        bursts: Mutex::default(),
         audit: Default::default(),
         upkeep: Default::default(),
         rotation: Default::default(),

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::activity::Activity;
 use super::audit::Audit;
+use super::bursts::Bursts;
 use super::cache::Cache;
 use super::clock::Clock;
 use super::driver::{Event, Waiter};
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     pub(super) audit: Audit,
     /// Failures that are told together.
     pub(super) outages: Mutex<Outages>,
+    /// What befalls many grants at once, told together too.
+    pub(super) bursts: Mutex<Bursts>,
     /// Grants whose deletion has been asked for: unreadable at once.
     pub(super) deleting: Mutex<BTreeSet<GrantKey>>,
     /// Whoever works through the whole store: one at a time.
@@ -94,6 +97,17 @@ impl Shared {
         let readable = Arc::new(readable);
         self.cache.insert(readable.clone(), epoch);
         Ok(Some(as_of(now, readable)))
+    }
+
+    /// Returns whether a grant's line in the log is written; the others of a burst are counted.
+    pub(super) fn in_full(
+        &self,
+        event: &'static str,
+        provider: &str,
+        reason: &'static str,
+    ) -> bool {
+        let now = self.clock.running();
+        lock(&self.bursts).in_full((event, provider.to_owned(), reason), now)
     }
 
     /// Tells cache and schedule what a write made of a grant.

@@ -7,6 +7,8 @@
 mod activity;
 #[path = "../../src/daemon/attempt.rs"]
 mod attempt;
+#[path = "../../src/daemon/bursts.rs"]
+mod bursts;
 #[path = "../../src/daemon/cache.rs"]
 mod cache;
 #[path = "../../src/daemon/changes.rs"]
@@ -178,6 +180,7 @@ impl Daemon {
             metrics: crate::metrics::Registry::new(Vec::new()),
             audit: Default::default(),
             outages: Default::default(),
+            bursts: Default::default(),
             driver,
             live: Default::default(),
             rotation: Default::default(),

@@ -1,0 +1,131 @@
+//! What happens to very many grants at once (a mass revocation, an import, a bulk command) is a few lines in the log, with
+//! counts, and not a line for each grant.
+//!
+//! The first of a kind are told in full, each with its user; the others are counted and told together. Each grant's own
+//! history and events are complete all the same. Pure: time is an argument, and what is to be told is a result.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// So many of a kind are told in full before the others are counted.
+const IN_FULL: u64 = 20;
+/// The first count comes after this, each further one after twice as long.
+const FIRST_INTERVAL: Duration = Duration::from_secs(5);
+/// No count is further from the one before; and after a pause as long as this the next ones are told in full again.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What happened: the event's name, the provider and the reason.
+pub(super) type Kind = (&'static str, String, &'static str);
+
+/// Those of a kind that were not told in full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Count {
+    /// What happened.
+    pub(super) kind: Kind,
+    /// How often since the last count.
+    pub(super) grants: u64,
+    /// Since the first of the burst.
+    pub(super) after: Duration,
+}
+
+struct Burst {
+    began: Duration,
+    last: Duration,
+    in_full: u64,
+    counted: u64,
+    next_count: Duration,
+    interval: Duration,
+}
+
+/// The bursts that are under way. Times are of a clock that nobody sets.
+#[derive(Default)]
+pub(super) struct Bursts(BTreeMap<Kind, Burst>);
+
+impl Bursts {
+    /// Takes one; returns whether it is told in full.
+    pub(super) fn in_full(&mut self, kind: Kind, now: Duration) -> bool {
+        let burst = self.0.entry(kind).or_insert_with(|| Burst {
+            began: now,
+            last: now,
+            in_full: 0,
+            counted: 0,
+            next_count: now + FIRST_INTERVAL,
+            interval: FIRST_INTERVAL,
+        });
+        burst.last = now;
+        if burst.in_full < IN_FULL {
+            burst.in_full += 1;
+            return true;
+        }
+        burst.counted += 1;
+        false
+    }
+
+    /// Returns the counts that are to be told, and forgets the bursts that are over.
+    pub(super) fn due(&mut self, now: Duration) -> Vec<Count> {
+        let mut counts = Vec::new();
+        self.0.retain(|kind, burst| {
+            if burst.counted > 0 && burst.next_count <= now {
+                burst.interval = (burst.interval * 2).min(LONGEST_INTERVAL);
+                burst.next_count = now + burst.interval;
+                counts.push(Count {
+                    kind: kind.clone(),
+                    grants: std::mem::take(&mut burst.counted),
+                    after: now.saturating_sub(burst.began),
+                });
+            }
+            burst.counted > 0 || now.saturating_sub(burst.last) < LONGEST_INTERVAL
+        });
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn dead(provider: &str) -> Kind {
+        ("needs-authorization", provider.to_owned(), "refused")
+    }
+
+    #[test]
+    fn a_hundred_thousand_at_once_are_twenty_lines_and_counts_that_miss_none() {
+        let mut bursts = Bursts::default();
+        let (mut in_full, mut counted, mut lines) = (0, 0, 0);
+        for second in 0..200 {
+            let now = SECOND * second;
+            for _ in 0..500 {
+                in_full += u64::from(bursts.in_full(dead("box"), now));
+            }
+            for count in bursts.due(now) {
+                assert_eq!(count.kind, dead("box"));
+                (counted, lines) = (counted + count.grants, lines + 1);
+            }
+        }
+        for count in bursts.due(SECOND * 1000) {
+            counted += count.grants;
+        }
+        assert_eq!((in_full, in_full + counted), (20, 100_000));
+        assert!((3..10).contains(&lines), "{lines}");
+    }
+
+    #[test]
+    fn a_few_and_others_are_told_in_full_and_so_is_what_comes_after_a_pause() {
+        let mut bursts = Bursts::default();
+        for _ in 0..IN_FULL {
+            assert!(bursts.in_full(dead("box"), SECOND));
+        }
+        assert_eq!(bursts.due(SECOND * 30), []);
+        assert!(bursts.in_full(dead("drive"), SECOND), "another provider");
+        assert!(!bursts.in_full(dead("box"), SECOND * 30));
+        let told = bursts.due(SECOND * 30);
+        assert_eq!((told[0].grants, told[0].after), (1, SECOND * 29));
+        assert_eq!(bursts.due(SECOND * 90), []);
+        assert!(
+            bursts.in_full(dead("box"), SECOND * 91),
+            "a minute of quiet"
+        );
+    }
+}

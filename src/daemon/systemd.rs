@@ -72,7 +72,17 @@ async fn progresses(shared: &Shared, patience: Duration) -> bool {
 async fn status(shared: &Shared) -> Result<String, StoreError> {
     let counts = shared.store.counts().await?;
     let next = view::next_due_at(shared, view::look(shared).await.as_ref()).await?;
-    let mut words = words(&counts, next, shared.clock.now());
+    let now = shared.clock.now();
+    let mut words = words(&counts, next, now);
+    for name in shared.providers.all().keys() {
+        // Where nothing is refreshed, "fresh" is soon too kind.
+        match view::provider_state(shared, name, now) {
+            state @ ("stopped" | "paused" | "unreachable") => {
+                words.push_str(&format!(", {name} {state}"))
+            }
+            _ => {}
+        }
+    }
     let held = shared.held.len();
     if held > 0 {
         words.push_str(&format!(", {held} held in memory"));
@@ -114,7 +124,10 @@ fn words(counts: &[Count], next: Option<UnixTime>, now: UnixTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::daemon::steps_tests::Bench;
     use crate::refresh::grant::{NeedsReason, PauseReason};
 
     fn count(standing: Standing, grants: u64) -> Count {
@@ -150,5 +163,21 @@ mod tests {
         assert_eq!(words(&[], after(119), now), "0 fresh, next in 119 s");
         assert_eq!(words(&[], after(120), now), "0 fresh, next in 2 min");
         assert_eq!(words(&[], after(7_200), now), "0 fresh, next in 2 h");
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_refuses_us_is_named_beside_what_is_still_fresh() {
+        let bench = Bench::start("").await;
+        let fresh = status(bench.shared()).await.unwrap();
+        assert_eq!(fresh, "0 fresh");
+        bench
+            .server
+            .answer_with(|_| (401, json!({"error": "invalid_client"})));
+        bench.import("ann", json!({"expires_in": 1})).await;
+        let named = async || {
+            let words = status(bench.shared()).await.unwrap();
+            words.ends_with(", acme stopped").then_some(())
+        };
+        bench.until("its name", named).await;
     }
 }

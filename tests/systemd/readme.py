@@ -16,6 +16,18 @@ from container import Container, Failed, within
 
 SECTIONS = [
     "Ten minutes: a service and an app",
+    "Shell",
+    "A socket of its own",
+    "When there is no token",
+    "Needs authorization",
+    "When it does not start",
+    "Secrets",
+    "Upgrading",
+    "Instances",
+    "Backing up",
+    "Another key",
+    "A recovery key",
+    "Move to another host",
 ]
 PATIENCE = 90
 

@@ -7,7 +7,7 @@ POST /oauth/2026-03/token/revoke
 POST /uninstall                  the user takes it back: from now on no refresh token works
 GET  /crm/v3/objects/contacts    the API: 200 with a living access token, else 401
 
-An access token lives for a minute. A refresh token works once; the client is my-app, its secret my-secret.
+Its argument is another port. An access token lives for a minute. A refresh token works once; the client is my-app, its secret my-secret.
 """
 
 import http.server
@@ -58,7 +58,7 @@ class HubSpot(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"results": [{"id": "1", "properties": {"firstname": "Ada"}}]})
 
     def answer(self, status, body):
-        body = json.dumps(body).encode()
+        body = (json.dumps(body) + "\n").encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -67,4 +67,6 @@ class HubSpot(http.server.BaseHTTPRequestHandler):
 
 
 port = int(sys.argv[1]) if len(sys.argv) > 1 else 8180
-http.server.ThreadingHTTPServer(("127.0.0.1", port), HubSpot).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", port), HubSpot)
+print(f"http://127.0.0.1:{server.server_port}", flush=True)
+server.serve_forever()

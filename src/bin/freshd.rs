@@ -11,7 +11,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[command(
     version,
     after_help = "Signals: SIGHUP reloads, SIGTERM drains and stops, a second SIGTERM stops at once.\n\
-                  Exit codes: 0 stopped as told, 64 usage, 74 a file cannot be read or written, \
+                  Exit codes: 0 stopped as told, 64 usage, 70 a bug (loop-ended in the log), 74 a file cannot be read or written, \
                   75 try again (the state directory or a socket is in use, or stopped at once), \
                   77 permission, 78 configuration or key; the demo: 1 if anything went otherwise than told."
 )]

@@ -253,6 +253,38 @@ def nobody_is_refused_while_it_restarts_and_is_upgraded(c):
         expect("statuses", list(one["statuses"]), ["200"])
 
 
+def another_version_takes_over_under_load_and_an_older_one_refuses_a_newer_store(c):
+    c.sh("""
+        dpkg-deb --raw-extract /opt/freshd.deb /root/next
+        sed -i 's/^Version: .*/Version: 9.0.0-1/' /root/next/DEBIAN/control
+        dpkg-deb --build /root/next /root/next.deb
+    """)
+    key = c.run("sha256sum", "/etc/freshd/key").stdout
+    reader = Reader(c, SHARED)
+    for package in ("/root/next.deb", "/opt/freshd.deb"):
+        before = c.show("freshd", "MainPID")
+        c.run("dpkg", "--force-downgrade", "--install", package)
+        expect("a new process", c.show("freshd", "MainPID") != before, True)
+    told = reader.end()
+    print(f"    {told}")
+    expect("errors", told["errors"], {})
+    expect("statuses", list(told["statuses"]), ["200"])
+    expect("key", c.run("sha256sum", "/etc/freshd/key").stdout, key)
+    # A store that a newer version has migrated, and the way back.
+    copy = "/var/lib/freshd/before-upgrade.backup"
+    sockets = "systemctl stop 'freshd-app@*' freshd.socket freshd-admin.socket freshd"
+    c.run("freshctl", "backup", copy)
+    migrate = "import sqlite3; sqlite3.connect('/var/lib/freshd/freshd.db').execute('PRAGMA user_version = 99')"
+    c.sh(f"{sockets}; python3 -c \"{migrate}\"; chown freshd: /var/lib/freshd/*")
+    since = now(c)
+    expect("a start", c.run("systemctl", "start", "freshd", check=False).returncode, 1)
+    expect("how it ended", c.show("freshd", "ExecMainStatus"), "78")
+    expect("why is told", "has version 99 but this freshd knows versions up to" in journal(c, "freshd", since), True)
+    c.sh(f"{sockets}; freshctl restore {copy} --replace; systemctl reset-failed freshd; systemctl start freshd; "
+         "freshctl release --provider example --all; rm -r /var/lib/freshd/replaced-* /root/next*")
+    expect("a read", status(c, become("crm"), SHARED), "200")
+
+
 def a_client_starts_it_by_the_socket(c):
     c.run("systemctl", "stop", "freshd")
     expect("freshd", c.run("systemctl", "is-active", "freshd", check=False).stdout.strip(), "inactive")
@@ -464,6 +496,7 @@ CHECKS = [
     a_reload_is_told_and_the_status_comes_back,
     peers_get_what_their_rules_say,
     nobody_is_refused_while_it_restarts_and_is_upgraded,
+    another_version_takes_over_under_load_and_an_older_one_refuses_a_newer_store,
     a_client_starts_it_by_the_socket,
     a_stop_during_a_refresh_loses_nothing,
     the_watchdog_restarts_it_when_writer_or_scheduler_hang,

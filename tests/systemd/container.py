@@ -73,7 +73,7 @@ class Container:
 
     def run(self, *command, check=True, input=None, timeout=120):
         done = subprocess.run(
-            ["nsenter", "--target", str(self.pid), "--all", "--wd=/", *command], text=True, input=input,
+            ["nsenter", "--target", str(self.pid), "--all", "--wdns=/", *command], text=True, input=input,
             capture_output=True, timeout=timeout,
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"})
         if check and done.returncode:
@@ -86,7 +86,7 @@ class Container:
     def start(self, *command):
         """A command that goes on meanwhile."""
         return subprocess.Popen(
-            ["nsenter", "--target", str(self.pid), "--all", "--wd=/", *command], text=True, stdout=subprocess.PIPE,
+            ["nsenter", "--target", str(self.pid), "--all", "--wdns=/", *command], text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE)
 
     def show(self, unit, name):

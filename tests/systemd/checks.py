@@ -257,7 +257,7 @@ def another_version_takes_over_under_load_and_an_older_one_refuses_a_newer_store
     c.sh("""
         dpkg-deb --raw-extract /opt/freshd.deb /root/next
         sed -i 's/^Version: .*/Version: 9.0.0-1/' /root/next/DEBIAN/control
-        dpkg-deb --build /root/next /root/next.deb
+        dpkg-deb -Znone --build /root/next /root/next.deb
     """)
     key = c.run("sha256sum", "/etc/freshd/key").stdout
     reader = Reader(c, SHARED)

@@ -82,7 +82,11 @@ async fn after_a_final_backup_nothing_is_refreshed_or_changed_and_the_copy_is_th
     }
     let said = scene.freshd.freshctl(&["status"], "").await;
     assert_eq!(said.code, Some(1));
-    assert!(said.stdout.contains("it is moved"), "{}", said.stdout);
+    assert!(
+        said.stdout.contains("was moved to another host"),
+        "{}",
+        said.stdout
+    );
     let why = scene.does(&["why", "anna", "acme"]).await;
     assert!(why.contains("moved this store to another host"), "{why}");
     assert!(!why.contains("All is well"), "{why}");

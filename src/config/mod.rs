@@ -25,7 +25,7 @@ use crate::profile::Provider;
 
 pub use describe::{Description, describe};
 pub use load::{check, load};
-pub use value::positive_duration;
+pub use value::{next_of_cron, positive_duration};
 
 /// A whole configuration that cannot hold nonsense. Made once by [`load()`]; there is no later check.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,8 +9,9 @@ use super::failure::EXIT_CODES;
 
 const ABOUT: &str = "Looks after freshd: what it keeps fresh, for whom, and what it cannot";
 const STATUS_HELP: &str = "\
-Exit code 0: all is well. 1: something needs attention: a provider does not run, grants need authorization, \
-the store cannot be written, a reload was refused. A cool-down ends by itself and is no trouble.";
+Exit code 0: all is well. 1: something needs somebody: a provider does not run or is late, grants need authorization, are \
+quarantined or wait to be released, the store cannot be written, a nightly copy is missing, a reload was refused, the store was \
+moved. What ends by itself (a cool-down, a renewal, a key rotation) and refresh tokens that are about to end are told, and are no trouble.";
 const DOCTOR_HELP: &str = "\
 Exit code 0: nothing is wrong (what could not be looked at is told as ?). 1: something is wrong, with what to do about it. \
 Nothing is changed, and no secret leaves: token endpoints are sent an empty form. As root it sees everything.";
@@ -138,11 +139,17 @@ pub enum Command {
 }
 
 /// `grants`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Grants {
     /// Only those with this state
     #[arg(long, value_enum)]
     pub state: Option<State>,
+    /// Only those with this reason of a state, such as quarantined
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Only those whose refresh token is about to end
+    #[arg(long)]
+    pub ending: bool,
     /// Only those at this provider
     #[arg(long)]
     pub provider: Option<String>,

@@ -60,9 +60,8 @@ pub(super) async fn export(session: &mut Session<'_, '_>, args: Export) -> Resul
     let filter = Grants {
         state: args.state,
         provider: args.provider,
-        user: None,
         missing_scope: args.missing_scope,
-        limit: None,
+        ..Grants::default()
     };
     let (mut exported, mut cursor) = (0, None::<String>);
     loop {

@@ -10,7 +10,8 @@
 //! | `args` | the command line |
 //! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
-//! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
+//! | `status`, `troubles` | whether all is well; what is not, whom it concerns, what to do |
+//! | `providers`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
 //! | `events` | what happened to grants, and happens |
 //! | `export` | what is held, without secrets |
 //! | `backup` | a copy of the store |
@@ -41,6 +42,7 @@ mod lines;
 mod local;
 mod many;
 mod output;
+mod providers;
 mod renewal;
 mod report;
 mod restore;
@@ -50,6 +52,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod token;
+mod troubles;
 mod why;
 
 use std::ffi::OsString;
@@ -208,7 +211,7 @@ async fn refresh(session: &mut Session<'_, '_>, args: &args::Refresh) -> Result<
 async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
     match command {
         Command::Status => status::status(session).await,
-        Command::Providers => status::providers(session).await,
+        Command::Providers => providers::providers(session).await,
         Command::Grants(args) => grants::list(session, &args).await,
         Command::Show { user, provider } => grants::show(session, &user, provider.as_deref()).await,
         Command::Why { grant } => why::why(session, &grant.user, &grant.provider).await,

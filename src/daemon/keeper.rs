@@ -208,6 +208,8 @@ impl Keeper for Daemon {
             namespace: request.namespace,
             user: request.user,
             state: request.state,
+            reason: request.reason,
+            ending_after: request.ending.then(|| self.0.clock.now()),
             provider: request.provider,
             missing_scope: request.missing_scope,
         };

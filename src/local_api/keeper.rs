@@ -113,6 +113,10 @@ pub struct ListRequest {
     pub user: Option<String>,
     /// Only `active`, `paused` or `needs-authorization`.
     pub state: Option<String>,
+    /// Only this reason of a state.
+    pub reason: Option<String>,
+    /// Only grants whose refresh token is about to end.
+    pub ending: bool,
     /// Only this provider.
     pub provider: Option<String>,
     /// Only grants whose scope lacks this one.

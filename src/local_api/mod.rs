@@ -14,6 +14,7 @@
 //! | `events` | the stream of events |
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
 
+pub mod condition;
 mod events;
 pub mod keeper;
 pub mod limits;

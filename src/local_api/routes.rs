@@ -466,6 +466,8 @@ async fn list<K: Keeper>(
         &uri,
         &[
             "state",
+            "reason",
+            "ending",
             "provider",
             "user",
             "missing_scope",
@@ -483,6 +485,8 @@ async fn list<K: Keeper>(
         namespace: call.namespace,
         user: query.name("user")?,
         state,
+        reason: query.name("reason")?,
+        ending: query.flag("ending")?.unwrap_or(false),
         provider: query.name("provider")?,
         missing_scope: query.name("missing_scope")?,
         cursor: query.name("cursor")?,

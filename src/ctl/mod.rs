@@ -164,6 +164,11 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "freshctl", &mut script);
+            if look.json {
+                let script = String::from_utf8_lossy(&script);
+                console.print_json(&serde_json::json!({ "script": script }))?;
+                return Ok(Exit::Ok);
+            }
             console.stdout.write_all(&script).map_err(Failure::output)?;
             return Ok(Exit::Ok);
         }

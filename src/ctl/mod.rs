@@ -13,7 +13,7 @@
 //! | `status`, `troubles` | whether all is well; what is not, whom it concerns, what to do |
 //! | `providers`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
 //! | `events` | what happened to grants, and happens |
-//! | `export` | what is held, without secrets |
+//! | `export`, `secrets` | what is held: without tokens, or encrypted with them |
 //! | `backup` | a copy of the store |
 //! | `keys` | the data key, the key-encryption key, the recovery key |
 //! | `many`, `renewal` | one verb for many grants; all of a provider refreshed |
@@ -46,6 +46,7 @@ mod providers;
 mod renewal;
 mod report;
 mod restore;
+mod secrets;
 mod socket;
 mod status;
 mod tally;
@@ -161,6 +162,10 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
             let (socket, config) = (global.socket.as_deref(), global.config.as_deref());
             return doctor::doctor(offline, socket, config, look, console);
         }
+        Command::Export(args) if args.offline => {
+            let namespace = global.namespace.as_deref();
+            return secrets::offline(&args, namespace, global.config.as_deref(), look, console);
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "freshctl", &mut script);
@@ -181,10 +186,7 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
         console.root,
     )?;
     let client = Arc::new(Client::new(&socket, global.namespace.as_deref()));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))?;
+    let runtime = local::runtime()?;
     runtime.block_on(ask(
         cli.command,
         &mut Session {

@@ -18,6 +18,7 @@ pub mod clock;
 mod condition;
 mod driver;
 mod events;
+mod export;
 mod held;
 mod import;
 mod journal;
@@ -185,6 +186,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         moving: Default::default(),
         known: Known {
             nightly: nightly.map(|backup| (backup.dir.clone(), backup.cron.clone())),
+            allow_export: config.daemon.allow_export,
             ..Known::default()
         },
         revocations: Default::default(),

@@ -65,13 +65,15 @@ pub(super) struct Shared {
     pub(super) reload_error: Mutex<Option<String>>,
 }
 
-/// What status tells and nothing else remembers.
+/// What the configuration said at the start, and what status tells and nothing else remembers.
 #[derive(Default)]
 pub(super) struct Known {
     /// Renewals of providers that are done, by the moment that they were asked for.
     pub(super) renewed: Mutex<BTreeMap<String, UnixTime>>,
     /// Where nightly copies go, and when they are made, as a cron expression.
     pub(super) nightly: Option<(PathBuf, String)>,
+    /// Whether every admin may export secrets, and not root alone.
+    pub(super) allow_export: bool,
     /// Why the last try since the start made no nightly copy.
     pub(super) no_copy: Mutex<Option<String>>,
 }

@@ -16,6 +16,7 @@
 
 pub mod condition;
 mod events;
+pub mod export;
 pub mod keeper;
 pub mod limits;
 pub mod listen;

@@ -11,6 +11,7 @@
 //! | `open`, `schema` | what happens at start, in which order; tables and migrations |
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
+//! | `export` | every grant with its tokens, encrypted to recipients |
 //! | `rows`, `stored_row` | a grant's row, read and opened; the same from bytes nobody vouches for |
 //! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `renewal`, `ending`, `activity`, `restamp`, `maintenance` | the verbs |
 
@@ -22,6 +23,7 @@ mod checkpoint;
 mod ending;
 mod erasures;
 mod events;
+pub mod export;
 mod fingerprints;
 mod grants;
 mod guarded;

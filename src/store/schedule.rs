@@ -182,7 +182,7 @@ impl Store {
     }
 }
 
-fn list(
+pub(super) fn list(
     session: &Session<'_>,
     filter: &Filter,
     after: Option<GrantId>,

@@ -380,3 +380,62 @@ async fn an_export_without_secrets_and_a_renewal_are_in_the_audit() {
         (&json!("acme"), &json!(1))
     );
 }
+
+#[tokio::test]
+async fn an_admin_who_is_not_root_exports_no_secrets_unless_the_configuration_says_so() {
+    let mut scene = Scene::new(&["anna"]).await;
+    scene.freshd.stop().await;
+    scene.freshd.config.daemon.clear();
+    scene.freshd.start_again().await;
+    let body = json!({ "recipients": [scene.recipient()] }).to_string();
+    let socket = scene.freshd.config.admin_socket();
+    let mut command = tokio::process::Command::new("curl");
+    if rustix::process::getuid().is_root() {
+        // Somebody else, who may use the socket.
+        for path in [
+            socket.as_path(),
+            socket.parent().unwrap(),
+            scene.freshd.config.path(),
+        ] {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        command = tokio::process::Command::new("setpriv");
+        command.args([
+            "--reuid",
+            "4242",
+            "--regid",
+            "4242",
+            "--clear-groups",
+            "curl",
+        ]);
+    }
+    command.args([
+        "-sS",
+        "--unix-socket",
+        socket.to_str().unwrap(),
+        "-d",
+        &body,
+    ]);
+    command.args([
+        "-H",
+        "content-type: application/json",
+        "http://localhost/v1/export",
+    ]);
+    let output = command.output().await.expect("setpriv and curl");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let told: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text} {output:?}"));
+    assert_eq!(
+        (&told["status"], &told["type"]),
+        (&json!(403), &json!("urn:freshd:forbidden"))
+    );
+    assert!(
+        told["detail"]
+            .as_str()
+            .unwrap()
+            .contains("daemon.allow-export"),
+        "{told}"
+    );
+    let note = audited(&scene.freshd, "refused: allow-export is false").await;
+    assert_ne!(note["by"], "uid 0", "{note}");
+}

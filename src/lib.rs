@@ -49,7 +49,8 @@
 //! - **I5** Only a definite answer about this grant makes it need authorization. `invalid_client` stops the
 //!   provider, never the users: [`refresh::token_response`].
 //! - **I6** Refresh tokens, client secrets and keys leave the seal only for the provider's own endpoints. No log, error, panic or
-//!   debug print holds a secret, and the process leaves no core.
+//!   debug print holds a secret, and the process leaves no core. One exception, by an admin's express wish: an export, encrypted
+//!   to recipients that the admin names, told in the audit, and root's unless the configuration says otherwise: [`store::export`].
 //! - **I7** A peer gets what the rule it matches grants, and nothing by default, uid 0 included. Any doubt about who
 //!   it is denies. Admin verbs exist on the admin socket only: [`local_api::rules`].
 //! - **I8** No redirects on token requests, https only (plain http to a literal loopback address only), bounded time and body.

@@ -58,12 +58,11 @@ async fn status_of_a_daemon_that_is_well() {
     has(
         &said.stdout,
         &[
-            "freshd is well: it looks after 2 grants",
+            "All is well: freshd keeps 2 grants",
             "next due",
-            "store",
-            "ok",
+            "store     ok",
             "acme",
-            "active",
+            "running",
         ],
     );
     assert_eq!(said.stderr, "");
@@ -101,15 +100,16 @@ async fn status_names_every_trouble_and_what_to_do_about_it() {
     has(
         &said.stdout,
         &[
-            "freshd needs attention: ",
-            "the last reload was refused",
-            "provider beta is stopped",
-            "1 grant needs authorization",
+            "3 things need you; freshd keeps 2 grants",
+            "The last reload was refused",
+            "Provider beta is stopped",
+            "1 grant at acme needs authorization",
             "invalid_client",
             "anna",
             "revoked-or-used-elsewhere",
             "nonsense",
-            "hint: ",
+            "whom  anna: freshctl grants --state needs-authorization --provider acme",
+            "do    mend provider.beta's client-id or client-secret",
         ],
     );
     let json = json_of(ended(freshd.freshctl(&["status", "--json"], "").await, 1));
@@ -122,7 +122,7 @@ async fn status_names_every_trouble_and_what_to_do_about_it() {
     let said = ended(freshd.freshctl(&["status"], "").await, 1);
     has(
         &said.stdout,
-        &["freshd needs attention: provider beta is stopped\n"],
+        &["1 thing needs you", "1. Provider beta is stopped"],
     );
 }
 
@@ -383,7 +383,7 @@ async fn grants_users_and_providers_are_paused_and_resumed() {
         "paused provider acme: 3 grants\n"
     );
     let said = ended(freshd.freshctl(&["status"], "").await, 1);
-    has(&said.stdout, &["provider acme is paused"]);
+    has(&said.stdout, &["Provider acme is paused"]);
     // No request leaves, not even for a caller; and it stays so over a restart.
     let answer = freshd.freshctl(&["refresh", "anna", "acme"], "").await;
     assert_eq!(

@@ -25,6 +25,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
             "store::RecoveryKey",
             "store::rekey",
             "store::restore",
+            "store::export",
             "token_endpoint::Outbound",
             "token_endpoint::probe",
             "daemon::clock",

@@ -79,10 +79,16 @@ async fn after_a_final_backup_nothing_is_refreshed_or_changed_and_the_copy_is_th
         let said = scene.freshd.freshctl(args, "").await;
         assert_eq!(said.code, Some(75), "{args:?} {}", said.stderr);
         assert!(said.stderr.contains("another host"), "{}", said.stderr);
+        let hint = said.stderr.lines().last().unwrap_or_default();
+        assert!(hint.contains("hint: run it on the other host"), "{hint}");
     }
     let said = scene.freshd.freshctl(&["status"], "").await;
     assert_eq!(said.code, Some(1));
-    assert!(said.stdout.contains("it is moved"), "{}", said.stdout);
+    assert!(
+        said.stdout.contains("was moved to another host"),
+        "{}",
+        said.stdout
+    );
     let why = scene.does(&["why", "anna", "acme"]).await;
     assert!(why.contains("moved this store to another host"), "{why}");
     assert!(!why.contains("All is well"), "{why}");

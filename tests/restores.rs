@@ -377,3 +377,48 @@ async fn after_a_kill_at_any_point_of_a_restore_another_copy_is_restored_whole()
     }
     assert!(kills >= 20, "{kills} kills");
 }
+
+#[tokio::test]
+async fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+    let mut scene = Scene::new("rotation = \"strict\"").await;
+    scene.freshd.stop().await;
+    let pipe = scene.freshd.config.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    for path in [pipe.as_path(), scene.freshd.config.path()] {
+        let said = scene
+            .freshd
+            .freshctl(&["restore", path.to_str().expect("ASCII")], "")
+            .await;
+        assert_eq!(said.code, Some(65), "{}", said.stderr);
+        assert!(
+            said.stderr.contains("it is not a regular file"),
+            "{}",
+            said.stderr
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_root_moves_aside_stays_the_owners_of_the_state_directory() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    if !rustix::process::getuid().is_root() {
+        eprintln!("SKIPPED: only root can give files away");
+        return;
+    }
+    let mut scene = Scene::new("rotation = \"strict\"").await;
+    scene.import("anna").await;
+    scene.back_up().await;
+    scene.freshd.stop().await;
+    let state = scene.freshd.config.state_dir();
+    chown(&state, Some(4242), Some(4243)).expect("we are root");
+    let said = scene.restore(&["--replace"]).await;
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let entries = std::fs::read_dir(&state).expect("ours");
+    let aside = entries
+        .map(|entry| entry.expect("ours"))
+        .find(|entry| entry.file_name().to_string_lossy().starts_with("replaced-"))
+        .expect("it was moved aside");
+    let about = aside.metadata().expect("ours");
+    assert_eq!((about.uid(), about.gid()), (4242, 4243));
+}

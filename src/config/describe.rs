@@ -33,6 +33,8 @@ pub struct Description {
     /// The loopback address of `/metrics`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<String>,
+    /// Whether every admin may export secrets.
+    pub allow_export: bool,
     /// How many days a revocation is tried.
     pub revocation_days: u32,
     /// Requests at once, over all providers.
@@ -161,6 +163,7 @@ pub fn describe(config: &Config) -> Description {
             LogUsers::Plain => "plain",
             LogUsers::Hash => "hash",
         },
+        allow_export: daemon.allow_export,
         revocation_days: daemon.revocation_days,
         max_in_flight: config.max_in_flight,
         backup: match &config.maintenance.backup {
@@ -276,6 +279,9 @@ impl fmt::Display for Description {
         )?;
         if let Some(address) = &self.metrics_listen {
             writeln!(f, "metrics       http://{address}/metrics")?;
+        }
+        if self.allow_export {
+            writeln!(f, "export        every admin may export secrets")?;
         }
         writeln!(f, "revocations   tried for {} days", self.revocation_days)?;
         writeln!(f, "in flight     {} at once", self.max_in_flight)?;

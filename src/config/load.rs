@@ -150,6 +150,7 @@ fn daemon(files: &mut Files, defaults: &Daemon) -> Daemon {
     let metrics_listen = shape
         .metrics_listen
         .and_then(|text| files.parse("daemon.metrics-listen", &text, value::loopback));
+    let allow_export = shape.allow_export.unwrap_or(defaults.allow_export);
     let days = shape.revocation_days;
     let default_days = defaults.revocation_days as usize;
     Daemon {
@@ -165,6 +166,7 @@ fn daemon(files: &mut Files, defaults: &Daemon) -> Daemon {
         log_format: log_format.unwrap_or(defaults.log_format),
         metrics_listen: metrics_listen.or(defaults.metrics_listen),
         revocation_days: count(files, "daemon.revocation-days", days, 1, default_days) as u32,
+        allow_export,
     }
 }
 

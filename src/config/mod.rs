@@ -25,7 +25,7 @@ use crate::profile::Provider;
 
 pub use describe::{Description, describe};
 pub use load::{check, load};
-pub use value::positive_duration;
+pub use value::{next_of_cron, positive_duration};
 
 /// A whole configuration that cannot hold nonsense. Made once by [`load()`]; there is no later check.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +73,8 @@ pub struct Daemon {
     pub metrics_listen: Option<SocketAddr>,
     /// How many days an unanswered revocation is tried.
     pub revocation_days: u32,
+    /// `allow-export`: whether every admin may export secrets on the admin socket, and not root alone.
+    pub allow_export: bool,
 }
 
 /// How user names appear in logs.
@@ -254,6 +256,7 @@ impl Defaults {
                 log_format: LogFormat::Auto,
                 metrics_listen: None,
                 revocation_days: REVOCATION_DAYS,
+                allow_export: false,
             },
         }
     }

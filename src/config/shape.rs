@@ -21,6 +21,7 @@ pub struct DaemonShape {
     pub log_format: Option<String>,
     pub metrics_listen: Option<String>,
     pub revocation_days: Option<i64>,
+    pub allow_export: Option<bool>,
 }
 
 /// `[refresh]`: defaults of all providers, and the one cap over them.

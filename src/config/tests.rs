@@ -679,3 +679,18 @@ fn when_refreshes_happen_is_read_per_provider_over_the_defaults() {
     );
     assert_eq!(policy.refresh_not_before, None);
 }
+
+#[test]
+fn a_cron_expression_names_the_next_moment_in_utc() {
+    let at = |text| crate::refresh::time::UnixTime::from_rfc3339(text).unwrap();
+    let next = |cron, after| next_of_cron(cron, at(after));
+    assert_eq!(
+        next("0 0 3 * * *", "2026-01-02T03:00:00Z"),
+        Some(at("2026-01-03T03:00:00Z"))
+    );
+    assert_eq!(
+        next("0 30 3 1 1 *", "2026-01-02T03:00:00Z"),
+        Some(at("2027-01-01T03:30:00Z"))
+    );
+    assert_eq!(next("off", "2026-01-02T03:00:00Z"), None);
+}

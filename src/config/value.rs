@@ -6,6 +6,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::refresh::time::UnixTime;
+
 /// What a function here found wrong: the rule, in words.
 pub type Rule = String;
 
@@ -167,12 +169,24 @@ pub fn scope(text: &str) -> Result<(), Rule> {
     }
 }
 
-/// Checks a cron expression with the parser that the scheduler uses, set as the scheduler sets it.
-pub fn cron(text: &str) -> Result<(), Rule> {
+/// Reads a cron expression with the parser that the scheduler uses, set as the scheduler sets it.
+fn parse_cron(text: &str) -> Result<croner::Cron, croner::errors::CronError> {
     croner::parser::CronParser::builder()
         .seconds(croner::parser::Seconds::Required)
         .build()
         .parse(text)
+}
+
+/// Returns the first moment after `after` that a cron expression names, in UTC; `None` where there is none.
+pub fn next_of_cron(text: &str, after: UnixTime) -> Option<UnixTime> {
+    let after = chrono::DateTime::from_timestamp_millis(after.as_millis())?;
+    let next = parse_cron(text).ok()?.find_next_occurrence(&after, false);
+    Some(UnixTime::from_millis(next.ok()?.timestamp_millis()))
+}
+
+/// Checks a cron expression.
+pub fn cron(text: &str) -> Result<(), Rule> {
+    parse_cron(text)
         .map(|_| ())
         .map_err(|_| {
             "must be \"off\" or a cron expression of six fields, seconds first, such as \"0 30 3 * * *\"".into()

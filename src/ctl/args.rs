@@ -9,8 +9,9 @@ use super::failure::EXIT_CODES;
 
 const ABOUT: &str = "Looks after freshd: what it keeps fresh, for whom, and what it cannot";
 const STATUS_HELP: &str = "\
-Exit code 0: all is well. 1: something needs attention: a provider does not run, grants need authorization, \
-the store cannot be written, a reload was refused. A cool-down ends by itself and is no trouble.";
+Exit code 0: all is well. 1: something needs somebody: a provider does not run or is late, grants need authorization, are \
+quarantined or wait to be released, the store cannot be written, a nightly copy is missing, a reload was refused, the store was \
+moved. What ends by itself (a cool-down, a renewal, a key rotation) and refresh tokens that are about to end are told, and are no trouble.";
 const DOCTOR_HELP: &str = "\
 Exit code 0: nothing is wrong (what could not be looked at is told as ?). 1: something is wrong, with what to do about it. \
 Nothing is changed, and no secret leaves: token endpoints are sent an empty form. As root it sees everything.";
@@ -75,7 +76,7 @@ pub enum Command {
     Events(Events),
     /// Tells who read tokens as an admin, who was refused, and what was changed about freshd itself
     Audit(Audit),
-    /// Prints what is held, without its tokens, as JSON lines in the shape of import --jsonl
+    /// Prints what is held, as JSON lines in the shape of import --jsonl: without tokens, or encrypted with them
     Export(Export),
     /// Prints an access token, and nothing else, to standard output
     Token(Token),
@@ -138,11 +139,17 @@ pub enum Command {
 }
 
 /// `grants`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Grants {
     /// Only those with this state
     #[arg(long, value_enum)]
     pub state: Option<State>,
+    /// Only those with this reason of a state, such as quarantined
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Only those whose refresh token is about to end
+    #[arg(long)]
+    pub ending: bool,
     /// Only those at this provider
     #[arg(long)]
     pub provider: Option<String>,
@@ -159,6 +166,7 @@ pub struct Grants {
 
 /// `export`.
 #[derive(Args, Debug)]
+#[command(after_help = EXPORT_HELP)]
 pub struct Export {
     /// Only those with this state
     #[arg(long, value_enum)]
@@ -169,7 +177,27 @@ pub struct Export {
     /// Only those whose scope lacks this one
     #[arg(long, value_name = "SCOPE")]
     pub missing_scope: Option<String>,
+    /// With access and refresh tokens, encrypted in age's format
+    #[arg(long)]
+    pub with_secrets: bool,
+    /// Who can read them: a public key of age (age1…); may be repeated
+    #[arg(long, value_name = "KEY", requires = "with_secrets")]
+    pub recipient: Vec<String>,
+    /// Writes to a new file of mode 0600 (default: standard output, which must not be a terminal)
+    #[arg(long, short, value_name = "FILE", requires = "with_secrets")]
+    pub output: Option<PathBuf>,
+    /// Without a daemon: opens the store with its key, as root or freshd's user, after freshd was stopped
+    #[arg(long, requires = "with_secrets")]
+    pub offline: bool,
+    /// With --offline, the key (default: the systemd credential freshd.key, else the configured key file)
+    #[arg(long, value_name = "FILE", requires = "offline")]
+    pub key_file: Option<PathBuf>,
 }
+
+const EXPORT_HELP: &str = "\
+On the admin socket --with-secrets is root's, or every admin's where daemon.allow-export is true. Every export is told in the \
+audit. Decrypted (age --decrypt -i KEY), an export is what import --jsonl reads. A grant that this freshd goes on refreshing \
+rotates after the export, and the exported refresh token is spent: for a cut-over stop freshd and use --offline.";
 
 /// `events`.
 #[derive(Args, Debug)]
@@ -190,7 +218,7 @@ pub struct Audit {
     /// The newest so many
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub limit: u64,
-    /// Only this: read, refused, rules-changed, backed-up, key-rotation, restored
+    /// Only this: read, refused, rules-changed, backed-up, exported, renewed, key-rotation, restored
     #[arg(long)]
     pub action: Option<String>,
     /// Only what was about this user

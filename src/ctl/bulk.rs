@@ -49,6 +49,13 @@ pub(super) async fn import(
     };
     tally.summary(session)?;
     ended?;
+    if tally.unended {
+        return Err(Failure::new(
+            Exit::Data,
+            "the input is an export that was cut short: its end is missing, and grants with it",
+        )
+        .hint("export again, and import that: what was taken is unchanged then"));
+    }
     Ok(if tally.totals.not_taken == 0 {
         Exit::Ok
     } else {

@@ -57,6 +57,9 @@ fn told(problem: &Problem) -> String {
     format!("{text} ({})", problem.kind)
 }
 
+/// Another host has what was here: to try again does not help.
+const MOVED: &str = "urn:freshd:moved";
+
 /// Returns whether the socket does not have the verb: only the admin one has all.
 fn admin_only(problem: &Problem) -> bool {
     problem.kind == "urn:freshd:no-such-route"
@@ -69,7 +72,9 @@ impl CallError {
             CallError::Connect { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
             CallError::Lost(_) | CallError::TimedOut(_) => true,
             CallError::TooLong | CallError::Namespace => false,
-            CallError::Refused(problem) => matches!(problem.status, 408 | 429 | 503 | 507),
+            CallError::Refused(problem) => {
+                matches!(problem.status, 408 | 429 | 503 | 507) && problem.kind != MOVED
+            }
         }
     }
 
@@ -109,6 +114,16 @@ impl CallError {
             }),
             CallError::Lost(_) | CallError::TimedOut(_) => {
                 Some("look at what it logs: journalctl -u freshd".to_owned())
+            }
+            CallError::Refused(problem) if problem.kind == MOVED => Some(
+                "run it on the other host; while the final backup is being made it may still fail, and then all goes on here: freshctl status"
+                    .to_owned(),
+            ),
+            CallError::Refused(problem) if problem.kind == "urn:freshd:provider-unknown" => {
+                Some("freshctl providers lists those that are configured".to_owned())
+            }
+            CallError::Refused(problem) if problem.kind == "about:blank" => {
+                Some("is this freshd's socket? --socket names another".to_owned())
             }
             CallError::Refused(problem) => match (problem.retry_after, problem.status) {
                 (Some(seconds), _) => Some(format!("try again in {}", length(seconds))),
@@ -161,6 +176,27 @@ mod tests {
         assert_eq!(exit, Exit::Permission);
         assert!(hint.contains("usermod -aG freshd-admin"), "{hint}");
         assert_eq!(told(connect(io::ErrorKind::WouldBlock)).0, Exit::TryLater);
+    }
+
+    #[test]
+    fn what_a_moved_store_refuses_is_to_be_done_on_the_other_host() {
+        let problem = crate::local_api::types::Problem {
+            kind: MOVED.to_owned(),
+            title: String::new(),
+            status: 503,
+            detail: "moved".to_owned(),
+            reason: None,
+            since: None,
+            retry_after: Some(60),
+        };
+        let error = CallError::Refused(Box::new(problem));
+        assert!(!error.may_pass());
+        let (exit, hint) = told(error);
+        assert_eq!(exit, Exit::TryLater);
+        assert!(
+            hint.contains("other host") && !hint.contains("try again"),
+            "{hint}"
+        );
     }
 
     #[test]

@@ -70,18 +70,13 @@ impl Console<'_> {
 
     /// Tells why the command stopped, line by line, and returns its exit code.
     pub fn tell(&mut self, failure: &Failure) -> u8 {
-        let Failure::Told {
-            exit,
-            message,
-            hint,
-        } = failure
-        else {
+        let Failure::Told { exit, message, .. } = failure else {
             return 0;
         };
         for line in message.lines() {
             self.note(line);
         }
-        for line in hint.iter().flat_map(|hint| hint.lines()) {
+        for line in failure.next().lines() {
             let _ = writeln!(self.stderr, "  hint: {}", escape(line));
         }
         *exit as u8

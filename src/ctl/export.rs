@@ -1,4 +1,4 @@
-//! `export`: what is held, without its secrets, as lines that `import --jsonl` reads once the tokens are added.
+//! `export` without secrets: what is held, as lines that `import --jsonl` reads once the tokens are added.
 
 use serde::Serialize;
 
@@ -7,6 +7,7 @@ use super::args::{Export, Grants};
 use super::failure::{Exit, Failure};
 use super::grants::{PAGE, page};
 use super::output::count;
+use super::secrets;
 use crate::local_api::types::{GrantList, GrantView};
 
 /// One grant: first the members that an import reads, then what it passes over.
@@ -57,16 +58,22 @@ impl<'a> Line<'a> {
 
 /// Prints a JSON object per grant, page by page.
 pub(super) async fn export(session: &mut Session<'_, '_>, args: Export) -> Result<Exit, Failure> {
+    if args.with_secrets {
+        return secrets::online(session, &args).await;
+    }
     let filter = Grants {
         state: args.state,
         provider: args.provider,
-        user: None,
         missing_scope: args.missing_scope,
-        limit: None,
+        ..Grants::default()
     };
     let (mut exported, mut cursor) = (0, None::<String>);
     loop {
-        let call = page(&filter, PAGE, cursor.as_deref());
+        let mut call = page(&filter, PAGE, cursor.as_deref());
+        if cursor.is_none() {
+            // So that the audit tells of the whole, and not of each page.
+            call = call.query("export", "true");
+        }
         let list: GrantList = session.client.send(&call).await?.read()?;
         for grant in &list.grants {
             session.console.print_json(&Line::of(grant))?;
@@ -78,7 +85,7 @@ pub(super) async fn export(session: &mut Session<'_, '_>, args: Export) -> Resul
             .filter(|next| Some(next) != cursor.as_ref());
         if next.is_none() {
             session.console.note(&format!(
-                "{}, without tokens; these are only in a backup (freshctl backup), which the key opens",
+                "{}, without tokens; with them: freshctl export --with-secrets --recipient KEY",
                 count(exported, "grant")
             ));
             return Ok(Exit::Ok);

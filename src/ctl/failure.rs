@@ -36,6 +36,33 @@ pub enum Exit {
     Config = 78,
 }
 
+impl Exit {
+    /// Returns what to do next where the failure itself does not say.
+    fn hint(self) -> &'static str {
+        match self {
+            Exit::Ok | Exit::Attention => "freshctl status says what to do",
+            Exit::NoSuchGrant => {
+                "freshctl grants lists what there is; another namespace is named with --namespace"
+            }
+            Exit::NotServed => "freshctl why USER PROVIDER tells the cause, and what to do",
+            Exit::Usage => "freshctl --help, and freshctl COMMAND --help, say what there is",
+            Exit::Data => "freshctl COMMAND --help says what it takes",
+            Exit::NoInput => "name a file that is there and that you may read",
+            Exit::Unavailable => "is it running? systemctl status freshd",
+            Exit::Internal => "look at what the daemon logs: journalctl -u freshd",
+            Exit::CannotCreate => {
+                "name a file that is not there, in a directory that you may write"
+            }
+            Exit::Io => "look at the disk: its room, and whether it takes writes",
+            Exit::TryLater => "freshctl status says what is wrong; then try again",
+            Exit::Permission => "run it as root, or as a user who may",
+            Exit::Config => {
+                "mend that and run it again; freshctl doctor looks at configuration and key"
+            }
+        }
+    }
+}
+
 /// The table of exit codes as `--help` shows it.
 pub const EXIT_CODES: &str = "\
 Exit codes:
@@ -117,6 +144,17 @@ impl Failure {
         match self {
             Failure::Told { message, .. } => message.clone(),
             Failure::BrokenPipe => String::new(),
+        }
+    }
+
+    /// Returns what to do next, its own or what its exit code says.
+    pub fn next(&self) -> &str {
+        match self {
+            Failure::Told {
+                hint: Some(hint), ..
+            } => hint,
+            Failure::Told { exit, .. } => exit.hint(),
+            Failure::BrokenPipe => "",
         }
     }
 

@@ -85,6 +85,26 @@ fn tokens(members: &mut Map<String, Value>) -> Result<ImportRequest, String> {
     Ok(tokens)
 }
 
+/// Whether a line is the header or the end of an export with secrets: told apart, and no grant.
+pub(super) fn mark(text: &[u8]) -> Option<Mark> {
+    // Grants begin otherwise; most lines are not read twice.
+    if !text.starts_with(b"{\"freshd_export") {
+        return None;
+    }
+    let members = object(text).ok()?;
+    let is = |name| members.contains_key(name);
+    is("freshd_export")
+        .then_some(Mark::Header)
+        .or_else(|| is("freshd_export_end").then_some(Mark::End))
+}
+
+/// What frames an export with secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    Header,
+    End,
+}
+
 /// Reads one line of a JSONL import.
 pub(super) fn line(text: &[u8]) -> Result<Entry, Malformed> {
     let mut members = object(text).map_err(|why| Malformed {

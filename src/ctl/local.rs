@@ -97,6 +97,14 @@ impl Place {
     }
 }
 
+/// Returns what runs a command's waiting.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))
+}
+
 /// An error with its causes, outermost first.
 pub(super) fn chain(error: &dyn Error) -> String {
     let mut message = error.to_string();

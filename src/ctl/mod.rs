@@ -10,9 +10,10 @@
 //! | `args` | the command line |
 //! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
-//! | `status`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
+//! | `status`, `troubles` | whether all is well; what is not, whom it concerns, what to do |
+//! | `providers`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
 //! | `events` | what happened to grants, and happens |
-//! | `export` | what is held, without secrets |
+//! | `export`, `secrets` | what is held: without tokens, or encrypted with them |
 //! | `backup` | a copy of the store |
 //! | `keys` | the data key, the key-encryption key, the recovery key |
 //! | `many`, `renewal` | one verb for many grants; all of a provider refreshed |
@@ -41,15 +42,18 @@ mod lines;
 mod local;
 mod many;
 mod output;
+mod providers;
 mod renewal;
 mod report;
 mod restore;
+mod secrets;
 mod socket;
 mod status;
 mod tally;
 #[cfg(test)]
 mod tests;
 mod token;
+mod troubles;
 mod why;
 
 use std::ffi::OsString;
@@ -158,9 +162,18 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
             let (socket, config) = (global.socket.as_deref(), global.config.as_deref());
             return doctor::doctor(offline, socket, config, look, console);
         }
+        Command::Export(args) if args.offline => {
+            let namespace = global.namespace.as_deref();
+            return secrets::offline(&args, namespace, global.config.as_deref(), look, console);
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "freshctl", &mut script);
+            if look.json {
+                let script = String::from_utf8_lossy(&script);
+                console.print_json(&serde_json::json!({ "script": script }))?;
+                return Ok(Exit::Ok);
+            }
             console.stdout.write_all(&script).map_err(Failure::output)?;
             return Ok(Exit::Ok);
         }
@@ -173,10 +186,7 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
         console.root,
     )?;
     let client = Arc::new(Client::new(&socket, global.namespace.as_deref()));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))?;
+    let runtime = local::runtime()?;
     runtime.block_on(ask(
         cli.command,
         &mut Session {
@@ -208,7 +218,7 @@ async fn refresh(session: &mut Session<'_, '_>, args: &args::Refresh) -> Result<
 async fn ask(command: Command, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
     match command {
         Command::Status => status::status(session).await,
-        Command::Providers => status::providers(session).await,
+        Command::Providers => providers::providers(session).await,
         Command::Grants(args) => grants::list(session, &args).await,
         Command::Show { user, provider } => grants::show(session, &user, provider.as_deref()).await,
         Command::Why { grant } => why::why(session, &grant.user, &grant.provider).await,

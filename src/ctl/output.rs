@@ -119,6 +119,54 @@ pub fn count(n: u64, one: &str) -> String {
     }
 }
 
+/// Returns a number of bytes in its largest unit: `12 GiB`, `512 KiB`.
+pub fn size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = units.into_iter().find(|(shift, _)| bytes >> shift > 0);
+    unit.map_or_else(
+        || format!("{bytes} bytes"),
+        |(shift, unit)| format!("{} {unit}", bytes >> shift),
+    )
+}
+
+/// Adds `mark` and `text` as a line. On a terminal the text is broken at spaces to fit, and goes on below itself.
+pub fn fill(out: &mut String, look: Look, mark: &str, text: &str) {
+    let width = if look.terminal {
+        Table::new()
+            .width()
+            .map_or(WIDTH, usize::from)
+            .max(NARROWEST)
+    } else {
+        usize::MAX
+    };
+    out.push_str(&filled(width, mark, text));
+}
+
+/// A terminal that does not say how wide it is.
+const WIDTH: usize = 80;
+/// Narrower ones break lines themselves.
+const NARROWEST: usize = 40;
+
+fn filled(width: usize, mark: &str, text: &str) -> String {
+    let indent = mark.chars().count();
+    let mut out = mark.to_owned();
+    let mut at = indent;
+    for (nth, word) in text.split(' ').enumerate() {
+        let length = word.chars().count();
+        if nth > 0 && at + 1 + length > width {
+            let _ = write!(out, "\n{:indent$}", "");
+            at = indent;
+        } else if nth > 0 {
+            out.push(' ');
+            at += 1;
+        }
+        out.push_str(word);
+        at += length;
+    }
+    out.push('\n');
+    out
+}
+
 /// Lays out rows in columns, escaped, each line indented by `indent` and ended by a newline.
 ///
 /// On a terminal it fits the width and colours the states; elsewhere it is plain text whose lines never wrap.
@@ -249,6 +297,23 @@ mod tests {
         assert_eq!(json, r#"{"a":"\u009b\u202e\u007f"}"#);
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["a"], "\u{9b}\u{202e}\u{7f}");
+    }
+
+    #[test]
+    fn a_long_text_goes_on_below_itself() {
+        assert_eq!(
+            filled(20, "do  ", "mend the disk of state-dir"),
+            "do  mend the disk of\n    state-dir\n"
+        );
+        assert_eq!(filled(usize::MAX, "- ", "a b"), "- a b\n");
+        assert_eq!(
+            filled(10, "- ", "averyveryverylongword b"),
+            "- averyveryverylongword\n  b\n"
+        );
+        assert_eq!(
+            (size(12 << 30), size(2047), size(7)),
+            ("12 GiB".into(), "1 KiB".into(), "7 bytes".into())
+        );
     }
 
     #[test]

@@ -1,421 +1,209 @@
-//! `status` and `providers`.
+//! `status`: whether all is well, and if not, whom it concerns and what to do, in one screen.
 
 use std::fmt::Write as _;
 
+use serde_json::{Map, Value};
+
 use super::Session;
-use super::client::Call;
+use super::client::{Answer, Call};
 use super::failure::{Exit, Failure};
-use super::grants::{advice, provider_and_account};
-use super::output::{
-    Look, count, escape, exact, length, or_dash, relative, relative_or_dash, table,
-};
-use crate::local_api::types::{
-    CountView, GrantList, GrantView, KeyRotation, ProviderList, ProviderView, Status,
-};
+use super::grants::page;
+use super::output::{Look, count, escape, fill, relative, relative_or_dash, size, table};
+use super::troubles::{Finding, Findings, find};
+use crate::local_api::types::{GrantList, GrantView, Status};
 use crate::refresh::time::UnixTime;
 
-/// So many grants that need authorization are shown; there may be a million.
-const SHOWN: u64 = 10;
+/// So many of the users whom something concerns are named; there may be a million.
+const NAMED: u64 = 3;
+/// So many providers are listed: more would push what matters off the screen.
+const LISTED: usize = 8;
 
 /// Says whether all is well.
 pub(super) async fn status(session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
     let answer = session.client.send(&Call::get("/v1/status")).await?;
     let status: Status = answer.read()?;
-    let troubles = troubles(&status);
-    let exit = if troubles.is_empty() {
+    let mut findings = find(&status, answer.now);
+    let all = findings.troubles.iter_mut().chain(&mut findings.notices);
+    for finding in all {
+        name_users(session, finding).await;
+    }
+    if session.look.json {
+        let told = json(&answer, &findings)?;
+        session.console.print_json(&told)?;
+    } else {
+        let text = screen(session.look, &status, &findings, answer.now);
+        session.console.print(&text)?;
+    }
+    Ok(if findings.troubles.is_empty() {
         Exit::Ok
     } else {
         Exit::Attention
+    })
+}
+
+/// Names a few of those whom it concerns. Where they can't be read now, the rest is told all the same.
+async fn name_users(session: &Session<'_, '_>, finding: &mut Finding) {
+    let Some(whom) = &mut finding.whom else {
+        return;
     };
-    if session.look.json {
-        session.console.print_body(&answer.body)?;
-        return Ok(exit);
-    }
-    let needing = total(&status.grants, "needs-authorization", None);
-    let mut shown = Vec::new();
-    if needing > 0 {
-        let call = Call::get("/v1/grants")
-            .query("limit", &SHOWN.to_string())
-            .query("state", "needs-authorization");
-        shown = session
-            .client
-            .send(&call)
-            .await?
-            .read::<GrantList>()?
-            .grants;
-        shown.truncate(SHOWN as usize);
-    }
-    let text = screen(session.look, &status, &troubles, &shown, answer.now);
-    session.console.print(&text)?;
-    Ok(exit)
+    let answer = session.client.send(&page(&whom.filter, NAMED, None)).await;
+    let list = answer.ok().and_then(|it| it.read::<GrantList>().ok());
+    let mut grants = list.map_or_else(Vec::new, |list| list.grants);
+    grants.truncate(NAMED as usize);
+    whom.users = grants.iter().map(user).collect();
+    whom.users.dedup();
 }
 
-fn total(counts: &[CountView], state: &str, reason: Option<&str>) -> u64 {
-    counts
-        .iter()
-        .filter(|count| count.state == state && reason.is_none_or(|reason| count.reason == reason))
-        .map(|count| count.grants)
-        .sum()
+fn user(grant: &GrantView) -> String {
+    match grant.namespace.as_str() {
+        "default" => grant.user.clone(),
+        namespace => format!("{} ({namespace})", grant.user),
+    }
 }
 
-/// Returns everything that needs somebody's attention, in words. A cool-down ends by itself and is not here.
-fn troubles(status: &Status) -> Vec<String> {
-    let mut troubles = Vec::new();
-    if status.state != "running" {
-        troubles.push(format!("it is {}", escape(&status.state)));
-    }
-    if status.store != "ok" {
-        troubles.push("the store cannot be written".to_owned());
-    }
-    if status.held > 0 {
-        troubles.push(format!(
-            "{} only in memory",
-            count(status.held as u64, "token set")
-        ));
-    }
-    if status.reload_error.is_some() {
-        troubles.push("the last reload was refused".to_owned());
-    }
-    for provider in &status.providers {
-        if matches!(
-            provider.state.as_str(),
-            "stopped" | "paused" | "not-configured"
-        ) {
-            troubles.push(format!(
-                "provider {} is {}",
-                escape(&provider.name),
-                escape(&provider.state)
-            ));
-        }
-    }
-    match total(&status.grants, "needs-authorization", None) {
-        0 => {}
-        1 => troubles.push("1 grant needs authorization".to_owned()),
-        n => troubles.push(format!("{n} grants need authorization")),
-    }
-    let quarantined = total(&status.grants, "paused", Some("quarantined"));
-    if quarantined > 0 {
-        troubles.push(format!("{} in quarantine", count(quarantined, "grant")));
-    }
-    troubles
+/// The daemon's own answer, and what follows from it.
+fn json(answer: &Answer, findings: &Findings) -> Result<Value, Failure> {
+    let mut told: Map<String, Value> = answer.read()?;
+    let value = |list| serde_json::to_value(list).expect("our own shapes serialize");
+    told.insert("well".to_owned(), findings.troubles.is_empty().into());
+    told.insert("troubles".to_owned(), value(&findings.troubles));
+    told.insert("notices".to_owned(), value(&findings.notices));
+    Ok(Value::Object(told))
 }
 
-fn screen(
-    look: Look,
-    status: &Status,
-    troubles: &[String],
-    needing: &[GrantView],
-    now: Option<UnixTime>,
-) -> String {
-    let all: u64 = status.grants.iter().map(|count| count.grants).sum();
-    let mut out = String::new();
-    if troubles.is_empty() {
-        let _ = writeln!(
-            out,
-            "freshd is well: it looks after {}",
+fn screen(look: Look, status: &Status, findings: &Findings, now: Option<UnixTime>) -> String {
+    let all = status.grants.iter().map(|count| count.grants).sum();
+    let mut out = match findings.troubles.len() as u64 {
+        0 => format!("All is well: freshd keeps {}\n", count(all, "grant")),
+        1 => format!("1 thing needs you; freshd keeps {}\n", count(all, "grant")),
+        n => format!(
+            "{n} things need you; freshd keeps {}\n",
             count(all, "grant")
-        );
-    } else {
-        let _ = writeln!(out, "freshd needs attention: {}", troubles.join("; "));
+        ),
+    };
+    for (nth, trouble) in findings.troubles.iter().enumerate() {
+        out.push('\n');
+        say(&mut out, look, &format!("{}. ", nth + 1), trouble);
+    }
+    if !findings.notices.is_empty() {
+        out.push_str("\nAlso, but no trouble:\n");
+    }
+    for notice in &findings.notices {
+        say(&mut out, look, "- ", notice);
     }
     out.push('\n');
     out.push_str(&facts(look, status, now));
-    if !status.grants.is_empty() {
-        let _ = write!(out, "\nGrants\n{}", counts(look, &status.grants));
-    }
-    out.push_str(&daemon_trouble(status));
-    out.push_str(&not_running(&status.providers, now));
-    out.push_str(&need_authorization(look, status, needing, now));
-    out.push_str(&not_refreshed(&status.grants));
+    out.push_str(&providers(look, status));
     out
 }
 
+fn say(out: &mut String, look: Look, mark: &str, finding: &Finding) {
+    // A refused configuration has several lines.
+    let what: Vec<String> = finding.what.lines().map(escape).collect();
+    fill(out, look, mark, &what.join("; "));
+    if let Some(whom) = &finding.whom {
+        let users: Vec<String> = whom.users.iter().map(|user| escape(user)).collect();
+        let more = whom.grants.saturating_sub(users.len() as u64);
+        let mut text = match (users.is_empty(), more) {
+            (true, _) => count(whom.grants, "grant"),
+            (false, 0) => users.join(", "),
+            (false, more) => format!("{} and {more} more", users.join(", ")),
+        };
+        let _ = write!(text, ": {}", whom.list);
+        fill(out, look, "   whom  ", &text);
+    }
+    for (nth, step) in finding.todo.iter().enumerate() {
+        let mark = if nth == 0 { "   do    " } else { "         " };
+        fill(out, look, mark, &escape(step));
+    }
+}
+
 fn facts(look: Look, status: &Status, now: Option<UnixTime>) -> String {
-    let mut rows = vec![
-        ("version", status.version.clone()),
-        ("running since", exact(&status.started_at, now)),
-        ("configuration", status.config.join(" ")),
-        ("in flight", count(status.in_flight as u64, "request")),
+    let free = status.condition.free_bytes;
+    let free = free.map_or_else(String::new, |free| format!(", {} free", size(free)));
+    let copies = match &status.condition.copies {
+        None => "none by night: maintenance.backup-dir is not set".to_owned(),
+        Some(copies) => {
+            let newest = relative_or_dash(copies.newest_at.as_deref(), now);
+            format!("the newest {newest}, in {}", copies.dir)
+        }
+    };
+    let next = relative_or_dash(status.next_due_at.as_deref(), now);
+    let in_flight = count(status.in_flight as u64, "request");
+    let rows = [
         (
-            "next due",
-            relative_or_dash(status.next_due_at.as_deref(), now),
+            "freshd",
+            format!(
+                "{}, started {}",
+                status.version,
+                relative(&status.started_at, now)
+            ),
         ),
-        ("store", status.store.clone()),
+        (
+            "schedule",
+            format!("{in_flight} in flight, next due {next}"),
+        ),
+        ("store", format!("{}{free}", status.store)),
+        ("copies", copies),
     ];
-    if status.revocations > 0 {
-        let waiting = format!(
-            "{} waiting for the provider",
-            count(status.revocations, "revocation")
-        );
-        rows.push(("revoking", waiting));
-    }
-    if let Some(rotation) = &status.keys.rotation {
-        rows.push(("key rotation", key_rotation(status.keys.current, rotation)));
-    }
     let rows: Vec<Vec<String>> = rows
         .into_iter()
         .map(|(name, value)| vec![name.to_owned(), value])
         .collect();
-    table(look, "  ", &[], &rows)
+    table(look, "", &[], &rows)
 }
 
-fn key_rotation(to: u32, rotation: &KeyRotation) -> String {
-    let from: Vec<String> = rotation.from.iter().map(u32::to_string).collect();
-    let text = format!(
-        "from data key {} to {to}: {} of {} rows",
-        from.join(", "),
-        rotation.resealed,
-        rotation.rows
-    );
-    match &rotation.waits_for {
-        Some(waits_for) => format!("{text}; waits: {waits_for}"),
-        None => text,
-    }
-}
-
-fn counts(look: Look, counts: &[CountView]) -> String {
-    let rows: Vec<Vec<String>> = counts
-        .iter()
-        .map(|count| {
-            vec![
-                count.provider.clone(),
-                count.state.clone(),
-                or_dash(&count.reason).to_owned(),
-                count.grants.to_string(),
-            ]
-        })
-        .collect();
-    table(
-        look,
-        "  ",
-        &["PROVIDER", "STATE", "REASON", "GRANTS"],
-        &rows,
-    )
-}
-
-fn hint(out: &mut String, text: &str) {
-    let _ = writeln!(out, "  hint: {text}");
-}
-
-/// Tells about the store, held token sets and refused reloads.
-fn daemon_trouble(status: &Status) -> String {
-    let mut out = String::new();
-    if status.store != "ok" {
-        let _ = writeln!(
-            out,
-            "\nThe store cannot be written: {}",
-            escape(&status.store)
-        );
-        hint(
-            &mut out,
-            "make room, or mend the disk, under daemon.state-dir; freshd goes on by itself",
-        );
-    }
-    if status.held > 0 {
-        let sets = count(status.held as u64, "token set");
-        let _ = writeln!(
-            out,
-            "\n{sets} held outside the database, because the disk refused them"
-        );
-        hint(
-            &mut out,
-            "mend the disk of state-dir before you stop freshd; the log says which of them were spilled and survive a stop",
-        );
-    }
-    if let Some(error) = &status.reload_error {
-        let _ = writeln!(
-            out,
-            "\nThe last reload was refused, the old configuration goes on"
-        );
-        for line in error.lines() {
-            let _ = writeln!(out, "  {}", escape(line));
-        }
-        hint(
-            &mut out,
-            "freshctl check-config, then systemctl reload freshd",
-        );
-    }
-    out
-}
-
-fn not_running(providers: &[ProviderView], now: Option<UnixTime>) -> String {
-    let mut out = String::new();
-    for provider in providers
-        .iter()
-        .filter(|provider| provider.state != "running")
-    {
-        if out.is_empty() {
-            out.push_str("\nProviders that are not running\n");
-        }
-        let name = escape(&provider.name);
-        let _ = write!(out, "  {name} is {}", escape(&provider.state));
-        if let Some(since) = &provider.since {
-            let word = if provider.state == "cooling-down" {
-                "until"
-            } else {
-                "since"
-            };
-            let _ = write!(out, " {word} {}", exact(since, now));
-        }
-        if !provider.reason.is_empty() {
-            let _ = write!(out, ": {}", escape(&provider.reason));
-        }
-        out.push('\n');
-        let text = match provider.state.as_str() {
-            "stopped" => format!(
-                "it refuses our client, not the users: mend provider.{name}'s client-id or client-secret, then \
-                 systemctl reload freshd; or to try as it is: freshctl resume --provider-wide {name}"
-            ),
-            "paused" => format!("an admin paused it: freshctl resume --provider-wide {name}"),
-            "not-configured" => format!(
-                "its grants are not refreshed: put [provider.{name}] back into the configuration, or revoke them"
-            ),
-            "unreachable" => format!(
-                "requests for several grants in a row failed: look at the network and at {name}'s own status page; \
-                 it goes on by itself, or to try at once: freshctl resume --provider-wide {name}"
-            ),
-            _ => "nothing: it goes on by itself".to_owned(),
-        };
-        hint(&mut out, &text);
-    }
-    out
-}
-
-fn need_authorization(
-    look: Look,
-    status: &Status,
-    shown: &[GrantView],
-    now: Option<UnixTime>,
-) -> String {
-    let all = total(&status.grants, "needs-authorization", None);
-    if all == 0 {
-        return String::new();
-    }
-    let mut out = String::from("\nNeed authorization");
-    if all > shown.len() as u64 {
-        let _ = write!(out, " ({} of {all})", shown.len());
-    }
-    out.push('\n');
-    let rows: Vec<Vec<String>> = shown
-        .iter()
-        .map(|grant| {
-            vec![
-                grant.user.clone(),
-                provider_and_account(grant),
-                grant.reason.clone(),
-                relative(&grant.since, now),
-            ]
-        })
-        .collect();
-    out.push_str(&table(
-        look,
-        "  ",
-        &["USER", "PROVIDER", "REASON", "SINCE"],
-        &rows,
-    ));
-    hint(
-        &mut out,
-        "these users have to authorize again; all of them: freshctl grants --state needs-authorization",
-    );
-    if total(
-        &status.grants,
-        "needs-authorization",
-        Some("revoked-or-used-elsewhere"),
-    ) > 1
-    {
-        hint(
-            &mut out,
-            "many at once? look for another program that still refreshes the same grants",
-        );
-    }
-    out
-}
-
-/// Tells about grants that are paused by people or by damage.
-fn not_refreshed(counts: &[CountView]) -> String {
-    let mut out = String::new();
-    let held = total(counts, "paused", Some("held"));
-    if held > 0 {
-        let _ = writeln!(out, "\n{} held since the import", count(held, "grant"));
-        hint(
-            &mut out,
-            "once the old system has stopped refreshing: freshctl release --provider PROVIDER --all",
-        );
-    }
-    let restored = total(counts, "paused", Some("restored"));
-    if restored > 0 {
-        let _ = writeln!(
-            out,
-            "\n{} restored and not released",
-            count(restored, "grant")
-        );
-        hint(
-            &mut out,
-            "if nothing else refreshes them: freshctl release --provider PROVIDER --all",
-        );
-    }
-    let quarantined = total(counts, "paused", Some("quarantined"));
-    if quarantined > 0 {
-        let _ = writeln!(
-            out,
-            "\n{} in quarantine (freshctl grants --state paused)",
-            count(quarantined, "grant")
-        );
-        hint(
-            &mut out,
-            advice("paused", "quarantined").unwrap_or_default(),
-        );
-    }
-    out
-}
-
-/// Lists the providers.
-pub(super) async fn providers(session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
-    let answer = session.client.send(&Call::get("/v1/providers")).await?;
-    if session.look.json {
-        session.console.print_body(&answer.body)?;
-        return Ok(Exit::Ok);
-    }
-    let list: ProviderList = answer.read()?;
-    if list.providers.is_empty() {
-        session.console.note("no provider is configured");
-        return Ok(Exit::Ok);
-    }
-    let rows: Vec<Vec<String>> = list
+/// One line for each provider, those with the most grants first.
+fn providers(look: Look, status: &Status) -> String {
+    let mut all: Vec<(u64, Vec<String>)> = status
         .providers
         .iter()
         .map(|provider| {
-            vec![
+            let sum = |state: &str, reasons: Option<&[&str]>| {
+                let of = provider.grants.iter().filter(|it| {
+                    it.state == state && reasons.is_none_or(|all| all.contains(&it.reason.as_str()))
+                });
+                of.map(|it| it.grants).sum::<u64>()
+            };
+            let away = sum("paused", Some(&["inactive", "unused"]));
+            let (active, needing) = (sum("active", None), sum("needs-authorization", None));
+            let paused = sum("paused", None) - away;
+            let row = vec![
                 provider.name.clone(),
                 provider.state.clone(),
-                or_dash(&provider.reason).to_owned(),
-                relative_or_dash(provider.since.as_deref(), answer.now),
-                provider
-                    .grants
-                    .iter()
-                    .map(|count| count.grants)
-                    .sum::<u64>()
-                    .to_string(),
-                provider.in_flight.to_string(),
-                // A margin is a few minutes; anything no clock could hold shows as the largest number.
-                length(provider.margin.round() as u64),
-                provider.rotation.clone(),
-                provider.token_endpoint.clone(),
-            ]
+                active.to_string(),
+                away.to_string(),
+                paused.to_string(),
+                needing.to_string(),
+            ];
+            (active + away + paused + needing, row)
         })
+        .collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    all.sort_by_key(|(grants, _)| std::cmp::Reverse(*grants));
+    let rows: Vec<Vec<String>> = all
+        .iter()
+        .take(LISTED)
+        .map(|(_, row)| row.clone())
         .collect();
     let header = [
         "PROVIDER",
         "STATE",
-        "REASON",
-        "SINCE",
-        "GRANTS",
-        "IN FLIGHT",
-        "MARGIN",
-        "ROTATION",
-        "TOKEN ENDPOINT",
+        "ACTIVE",
+        "AWAY",
+        "PAUSED",
+        "NEED AUTHORIZATION",
     ];
-    let text = table(session.look, "", &header, &rows);
-    session.console.print(&text)?;
-    Ok(Exit::Ok)
+    let mut out = format!("\n{}", table(look, "", &header, &rows));
+    let more = all.len().saturating_sub(LISTED);
+    if more > 0 {
+        let _ = writeln!(
+            out,
+            "and {}: freshctl providers",
+            count(more as u64, "more provider")
+        );
+    }
+    out
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::Session;
 use super::args::Import;
 use super::failure::Failure;
-use super::import::{self, Entry, Malformed, OBJECT_LIMIT};
+use super::import::{self, Entry, Malformed, Mark, OBJECT_LIMIT};
 use super::lines::Line;
 use super::output::{count, escape};
 use super::report::{Checkpoint, Record, Report};
@@ -45,6 +45,8 @@ pub(super) struct Tally {
     report: Option<Report>,
     taken: Checkpoint,
     bar: ProgressBar,
+    /// Whether an export has begun whose end has not come.
+    pub unended: bool,
 }
 
 /// A bar where the size is known, a counter where not, nothing where nobody watches.
@@ -99,6 +101,7 @@ impl Tally {
             report,
             taken,
             bar: progress(terminal, size),
+            unended: false,
         })
     }
 
@@ -123,6 +126,11 @@ impl Tally {
             .as_ref()
             .is_some_and(|text| text.trim_ascii().is_empty())
         {
+            return Ok(None);
+        }
+        let mark = line.text.as_deref().and_then(import::mark);
+        if let Some(mark) = mark {
+            self.unended = mark == Mark::Header;
             return Ok(None);
         }
         self.totals.lines += 1;

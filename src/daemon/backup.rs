@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::changes::detached;
 use super::keeper::Daemon;
 use super::moving;
-use super::shared::Shared;
+use super::shared::{Shared, lock};
 use crate::config;
 use crate::local_api::problem;
 use crate::local_api::types::{BackupAnswer, BackupRequest, Problem};
@@ -44,7 +44,9 @@ impl NoBackup {
     fn problem(self) -> Problem {
         let detail = self.to_string();
         match self {
-            NoBackup::Store(BackupError::Exists { .. }) => problem::bad_request(detail),
+            NoBackup::Store(BackupError::Exists { .. } | BackupError::Reserved { .. }) => {
+                problem::bad_request(detail)
+            }
             NoBackup::Moved => problem::moved(),
             NoBackup::Busy | NoBackup::Rotating | NoBackup::InFlight | NoBackup::Held(_) => {
                 problem::backup_failed(&detail).retry(HELD_LOOK)
@@ -127,6 +129,12 @@ async fn alone(shared: &Shared, path: &Path, last: bool) -> Result<BackedUp, NoB
 
 /// Makes the night's copy. Old ones go only after it has been checked and has its name.
 pub(super) async fn nightly(shared: &Shared, config: &config::Backup) -> Result<(), NoBackup> {
+    let made = make_nightly(shared, config).await;
+    *lock(&shared.known.no_copy) = made.as_ref().err().map(ToString::to_string);
+    made
+}
+
+async fn make_nightly(shared: &Shared, config: &config::Backup) -> Result<(), NoBackup> {
     let dir = config.dir.clone();
     // It may wait for a disk.
     let prepared = tokio::task::spawn_blocking(move || make_backup_dir(&dir)).await;

@@ -83,6 +83,7 @@ pub(super) struct Look {
     pub(super) in_flight: usize,
     pub(super) in_flight_by_provider: BTreeMap<String, usize>,
     pub(super) next_due_at: Option<UnixTime>,
+    pub(super) next_due_by_provider: BTreeMap<String, UnixTime>,
 }
 
 /// A page that could not be read is asked for again after this.
@@ -456,8 +457,16 @@ impl Driver {
                 Some((name.clone(), horizon.pacer().in_flight()))
             })
             .collect();
+        let next_due_by_provider = providers
+            .keys()
+            .filter_map(|name| {
+                let next = self.schedule.provider(name)?.next_due_at()?;
+                Some((name.clone(), next))
+            })
+            .collect();
         Look {
             in_flight: self.running,
+            next_due_by_provider,
             in_flight_by_provider,
             next_due_at: self.schedule.next_due_at(),
         }

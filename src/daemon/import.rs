@@ -66,7 +66,10 @@ pub(super) fn token_set(
         });
     let scope = match &request.scope {
         None | Some(serde_json::Value::Null) => None,
-        Some(value @ (serde_json::Value::String(_) | serde_json::Value::Array(_))) => {
+        Some(value @ serde_json::Value::String(_)) => scope_text(value),
+        Some(value @ serde_json::Value::Array(scopes))
+            if scopes.iter().all(serde_json::Value::is_string) =>
+        {
             scope_text(value)
         }
         Some(_) => {
@@ -119,7 +122,10 @@ fn moment(member: &str, value: Option<&serde_json::Value>) -> Result<Option<Unix
         None | Some(serde_json::Value::Null) => return Ok(None),
         Some(serde_json::Value::Number(number)) => number.as_f64().and_then(from_seconds),
         Some(serde_json::Value::String(text)) => {
-            UnixTime::from_rfc3339(text.trim()).or_else(|| from_seconds(text.trim().parse().ok()?))
+            let text = text.trim();
+            let seconds = || from_seconds(text.parse().ok()?);
+            let read = UnixTime::from_rfc3339(text).or_else(seconds);
+            read.or_else(|| last_days(text))
         }
         Some(_) => None,
     };
@@ -129,6 +135,17 @@ fn moment(member: &str, value: Option<&serde_json::Value>) -> Result<Option<Unix
         ))
     })
 }
+
+/// Programs write the last second of the year 9999 for "never"; our dates end a day before it.
+fn last_days(text: &str) -> Option<UnixTime> {
+    let pieces = jiff::fmt::temporal::Pieces::parse(text).ok()?;
+    let date = pieces.date();
+    let whole = pieces.time().is_some() && pieces.offset().is_some();
+    (whole && (date.year(), date.month()) == (9999, 12)).then_some(LATEST)
+}
+
+/// 9999-12-30T22:00:00Z.
+const LATEST: UnixTime = UnixTime::from_secs(253_402_207_200);
 
 /// Seconds since the epoch, up to the year 9999: what lies beyond is milliseconds by mistake.
 fn from_seconds(secs: f64) -> Option<UnixTime> {
@@ -266,6 +283,22 @@ mod tests {
     }
 
     #[test]
+    fn the_last_second_of_the_year_9999_is_never_and_no_mistake() {
+        for never in [
+            json!("9999-12-31T23:59:59Z"),
+            json!("9999-12-31T23:59:59.999+00:00"),
+            json!("9999-12-31T00:00:00-11:00"),
+            json!(253_402_300_799_i64),
+        ] {
+            let set = read(json!({"access_token": "a", "expires_at": never})).unwrap();
+            assert!(set.expires_at.unwrap() >= LATEST, "{never}");
+        }
+        assert_eq!(LATEST.rfc3339(), "9999-12-30T22:00:00Z");
+        let scope = json!({"access_token": "a", "scope": ["a", "b"]});
+        assert_eq!(read(scope).unwrap().scope.as_deref(), Some("a b"));
+    }
+
+    #[test]
     fn a_refresh_token_alone_is_enough() {
         let set = read(json!({"refresh_token": "r", "id_token": "ignored"})).unwrap();
         assert!(set.access_token.is_none());
@@ -297,6 +330,18 @@ mod tests {
                 "obtained_at",
             ),
             (json!({"access_token": "canary", "scope": 7}), "scope"),
+            (
+                json!({"access_token": "canary", "scope": [1]}),
+                "scope must be a string or an array of strings",
+            ),
+            (
+                json!({"access_token": "canary", "scope": ["a", null]}),
+                "scope",
+            ),
+            (
+                json!({"access_token": "canary", "expires_at": "9999-13-31T00:00:00Z"}),
+                "expires_at",
+            ),
             (
                 json!({"access_token": "canary", "token_type": "a b"}),
                 "token_type",

@@ -9,6 +9,7 @@ use super::import;
 use super::scrape;
 use super::shared::{Shared, lock};
 use super::view;
+use crate::local_api::export::{ExportRequest, ExportStream};
 use crate::local_api::keeper::{
     AuditRequest, Audited, EventStream, Keeper, ListRequest, Target, Token, TokenRequest,
 };
@@ -208,6 +209,8 @@ impl Keeper for Daemon {
             namespace: request.namespace,
             user: request.user,
             state: request.state,
+            reason: request.reason,
+            ending_after: request.ending.then(|| self.0.clock.now()),
             provider: request.provider,
             missing_scope: request.missing_scope,
         };
@@ -244,6 +247,15 @@ impl Keeper for Daemon {
 
     async fn backup(&self, request: BackupRequest) -> Result<BackupAnswer, Problem> {
         self.back_up(request).await
+    }
+
+    async fn export(
+        &self,
+        request: ExportRequest,
+        namespace: Option<String>,
+        uid: Option<u32>,
+    ) -> Result<ExportStream, Problem> {
+        self.begin_export(request, namespace, uid).await
     }
 
     async fn rotate_key(&self) -> Result<KeysView, Problem> {

@@ -15,8 +15,10 @@ mod bursts;
 mod cache;
 mod changes;
 pub mod clock;
+mod condition;
 mod driver;
 mod events;
+mod export;
 mod held;
 mod import;
 mod journal;
@@ -74,7 +76,7 @@ use self::clock::Clock;
 use self::driver::Event;
 use self::maintenance::Maintenance;
 use self::providers::Providers;
-use self::shared::{Shared, lock};
+use self::shared::{Known, Shared, lock};
 use self::sockets::Sockets;
 
 pub use self::reload::ApplyError;
@@ -161,6 +163,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         .values()
         .map(|provider| provider.policy.inactive_after)
         .min();
+    let nightly = config.maintenance.backup.as_ref();
     let shared = Arc::new(Shared {
         started_at: clock.now(),
         clock,
@@ -181,6 +184,11 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         upkeep: Default::default(),
         rotation: Default::default(),
         moving: Default::default(),
+        known: Known {
+            nightly: nightly.map(|backup| (backup.dir.clone(), backup.cron.clone())),
+            allow_export: config.daemon.allow_export,
+            ..Known::default()
+        },
         revocations: Default::default(),
         draining: AtomicBool::new(false),
         config_files: Mutex::default(),

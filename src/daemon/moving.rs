@@ -21,6 +21,8 @@ const DRAIN: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Moving {
     begun: AtomicBool,
+    /// Whether it has its name: from then on the store is moved.
+    done: AtomicBool,
     /// Read-locked while an admin or an app changes something.
     changes: RwLock<()>,
 }
@@ -28,6 +30,10 @@ pub(super) struct Moving {
 impl Moving {
     pub(super) fn begun(&self) -> bool {
         self.begun.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn done(&self) -> bool {
+        self.done.load(Ordering::SeqCst)
     }
 
     /// Keeps a final copy from being made while something changes, and refuses changes after it: they would be lost.
@@ -47,11 +53,14 @@ pub(super) async fn last_copy(shared: &Shared, path: &Path) -> Result<BackedUp, 
     }
     let made = drained_copy(shared, path).await;
     match &made {
-        Ok(_) => tracing::warn!(
-            path = %path.display(),
-            hint = "stop freshd here, and restore the copy on the other host; living tokens are served until then",
-            "moved"
-        ),
+        Ok(_) => {
+            shared.moving.done.store(true, Ordering::SeqCst);
+            tracing::warn!(
+                path = %path.display(),
+                hint = "stop freshd here, and restore the copy on the other host; living tokens are served until then",
+                "moved"
+            );
+        }
         Err(_) => {
             shared.moving.begun.store(false, Ordering::SeqCst);
             // Wakes the driver.

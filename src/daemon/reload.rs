@@ -201,6 +201,10 @@ pub(super) fn fixed_at_start(running: &Config, new: &Config) -> Vec<&'static str
         running.metrics_listen != new.metrics_listen,
     );
     check(
+        "daemon.allow-export",
+        running.allow_export != new.allow_export,
+    );
+    check(
         "daemon.revocation-days",
         running.revocation_days != new.revocation_days,
     );

@@ -76,17 +76,7 @@ impl Daemon {
     }
 
     async fn renewal_of(&self, provider: String, since: UnixTime) -> Result<RenewalView, Problem> {
-        let counts = self.0.store.renewal_counts(&provider, since).await;
-        let counts = counts.map_err(store_problem)?;
-        let (state, reason, _) = view::standing(&self.0, &provider, self.0.clock.now());
-        Ok(RenewalView {
-            provider,
-            state: state.to_owned(),
-            reason,
-            since: Some(since.rfc3339()),
-            left: counts.left,
-            resting: counts.resting,
-            grants: counts.grants,
-        })
+        let renewal = view::renewal(&self.0, &provider, since).await;
+        renewal.map_err(store_problem)
     }
 }

@@ -1,6 +1,7 @@
 //! What the daemon's tasks share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -56,11 +57,25 @@ pub(super) struct Shared {
     /// How far a key rotation is, if one is under way.
     pub(super) rotation: Mutex<Progress>,
     pub(super) moving: Moving,
+    pub(super) known: Known,
     pub(super) revocations: Notify,
     pub(super) draining: AtomicBool,
     pub(super) started_at: UnixTime,
     pub(super) config_files: Mutex<Vec<String>>,
     pub(super) reload_error: Mutex<Option<String>>,
+}
+
+/// What the configuration said at the start, and what status tells and nothing else remembers.
+#[derive(Default)]
+pub(super) struct Known {
+    /// Renewals of providers that are done, by the moment that they were asked for.
+    pub(super) renewed: Mutex<BTreeMap<String, UnixTime>>,
+    /// Where nightly copies go, and when they are made, as a cron expression.
+    pub(super) nightly: Option<(PathBuf, String)>,
+    /// Whether every admin may export secrets, and not root alone.
+    pub(super) allow_export: bool,
+    /// Why the last try since the start made no nightly copy.
+    pub(super) no_copy: Mutex<Option<String>>,
 }
 
 /// How an attempt that callers waited for has ended.

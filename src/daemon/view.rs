@@ -2,12 +2,14 @@
 
 use tokio::sync::oneshot;
 
+use super::condition::condition;
 use super::driver::{self, Look};
 use super::providers::Halt;
 use super::rotation;
 use super::shared::{Shared, lock};
 use crate::local_api::types::{
-    CountView, GrantView, History, HistoryEntry, ProviderStanding, ProviderView, Status, Unanswered,
+    CountView, GrantView, History, HistoryEntry, ProviderStanding, ProviderView, RenewalView,
+    Status, Unanswered,
 };
 use crate::refresh::grant::Grant;
 use crate::refresh::time::UnixTime;
@@ -188,8 +190,11 @@ pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
     let next_due_at = next_due_at(shared, look.as_ref()).await?;
     let providers = providers(shared).await?;
     let revocations = shared.store.revocations_waiting().await?;
-    let state = if shared.moving.begun() {
+    let condition = condition(shared, look.as_ref()).await?;
+    let state = if shared.moving.done() {
         "moved"
+    } else if shared.moving.begun() {
+        "moving"
     } else if shared.draining() {
         "draining"
     } else {
@@ -209,5 +214,25 @@ pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
         revocations,
         keys: rotation::view(shared),
         store: shared.store.failing().unwrap_or_else(|| "ok".to_owned()),
+        condition,
+    })
+}
+
+/// Says how far the renewal of a provider's grants from before `since` is. Reads all rows of the provider.
+pub(super) async fn renewal(
+    shared: &Shared,
+    provider: &str,
+    since: UnixTime,
+) -> Result<RenewalView, StoreError> {
+    let counts = shared.store.renewal_counts(provider, since).await?;
+    let (state, reason, _) = standing(shared, provider, shared.clock.now());
+    Ok(RenewalView {
+        provider: provider.to_owned(),
+        state: state.to_owned(),
+        reason,
+        since: Some(since.rfc3339()),
+        left: counts.left,
+        resting: counts.resting,
+        grants: counts.grants,
     })
 }

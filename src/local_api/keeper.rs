@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 
+use super::export::{ExportRequest, ExportStream};
 use super::types::{
     AuditList, BackupAnswer, BackupRequest, Changed, EventView, GrantList, GrantView, History,
     ImportAnswer, ImportRequest, KeysView, Problem, ProviderList, RenewalView, Status, UserView,
@@ -87,6 +88,10 @@ impl Audited {
     pub const BACKED_UP: &'static str = "backed-up";
     /// An admin began a rotation of the data key.
     pub const KEY_ROTATION: &'static str = "key-rotation";
+    /// An admin listed all grants, or exported them with their secrets.
+    pub const EXPORTED: &'static str = "exported";
+    /// An admin asked that every token set of a provider be replaced.
+    pub const RENEWED: &'static str = "renewed";
 }
 
 /// Which audit notes to list.
@@ -113,6 +118,10 @@ pub struct ListRequest {
     pub user: Option<String>,
     /// Only `active`, `paused` or `needs-authorization`.
     pub state: Option<String>,
+    /// Only this reason of a state.
+    pub reason: Option<String>,
+    /// Only grants whose refresh token is about to end.
+    pub ending: bool,
     /// Only this provider.
     pub provider: Option<String>,
     /// Only grants whose scope lacks this one.
@@ -213,6 +222,13 @@ pub trait Keeper: Send + Sync + 'static {
         &self,
         request: BackupRequest,
     ) -> impl Future<Output = Result<BackupAnswer, Problem>> + Send;
+    /// Begins an export with secrets for the peer with this uid, and tells the audit how it ends.
+    fn export(
+        &self,
+        request: ExportRequest,
+        namespace: Option<String>,
+        uid: Option<u32>,
+    ) -> impl Future<Output = Result<ExportStream, Problem>> + Send;
     /// Begins a rotation of the data key.
     fn rotate_key(&self) -> impl Future<Output = Result<KeysView, Problem>> + Send;
     /// Tells the audit. Does not wait for it to be kept.

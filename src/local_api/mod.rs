@@ -14,7 +14,9 @@
 //! | `events` | the stream of events |
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
 
+pub mod condition;
 mod events;
+pub mod export;
 pub mod keeper;
 pub mod limits;
 pub mod listen;

@@ -11,6 +11,7 @@ use hyper::{Method, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
 use super::events;
+use super::export;
 use super::keeper::{AuditRequest, Audited, Keeper, ListRequest, Target, Token, TokenRequest};
 use super::limits::Limits;
 use super::problem;
@@ -204,6 +205,7 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
         .route("/metrics", get(metrics::<K>))
         .route("/v1/audit", get(audit::<K>))
         .route("/v1/backup", post(backup::<K>))
+        .route("/v1/export", post(export::export::<K>))
         .route("/v1/keys/rotate", post(rotate_key::<K>))
         .route(
             "/v1/providers/{provider}/refresh",
@@ -466,13 +468,21 @@ async fn list<K: Keeper>(
         &uri,
         &[
             "state",
+            "reason",
+            "ending",
             "provider",
             "user",
             "missing_scope",
             "cursor",
             "limit",
+            "export",
         ],
     )?;
+    if query.flag("export")?.unwrap_or(false)
+        && let Some(listed) = call.audited(Audited::EXPORTED, None, "without secrets")
+    {
+        api.keeper.audit(listed);
+    }
     let state = query.one_of("state", &["active", "paused", "needs-authorization"])?;
     let limit = query
         .whole("limit", 0..=u64::MAX)?
@@ -483,6 +493,8 @@ async fn list<K: Keeper>(
         namespace: call.namespace,
         user: query.name("user")?,
         state,
+        reason: query.name("reason")?,
+        ending: query.flag("ending")?.unwrap_or(false),
         provider: query.name("provider")?,
         missing_scope: query.name("missing_scope")?,
         cursor: query.name("cursor")?,
@@ -566,11 +578,14 @@ async fn renew<K: Keeper>(
     let query = Query::of(request.uri(), &["dry_run"])?;
     let dry_run = query.flag("dry_run")?.unwrap_or(false);
     let Nothing {} = request::optional_object(request.into_body(), &api.limits).await?;
-    Ok(Json(if dry_run {
-        api.keeper.renewal(provider, true).await?
-    } else {
-        api.keeper.renew(provider).await?
-    }))
+    if dry_run {
+        return Ok(Json(api.keeper.renewal(provider, true).await?));
+    }
+    let renewal = api.keeper.renew(provider).await?;
+    if let Some(renewed) = call.audited(Audited::RENEWED, None, &renewal.provider) {
+        api.keeper.audit(renewed);
+    }
+    Ok(Json(renewal))
 }
 
 async fn renewal<K: Keeper>(

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::condition::{Condition, CopiesView, EndingView, LateView};
+pub use super::export::ExportRequest;
+
 /// The answer of the token route: RFC 6749 §5.1 without the refresh token. Holds a secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenAnswer {
@@ -398,7 +401,7 @@ pub struct Status {
     pub version: String,
     /// When it started.
     pub started_at: String,
-    /// `running`, `draining`, or `moved` after a final backup.
+    /// `running`, `draining`, `moving` while a final backup is made, or `moved` after it.
     pub state: String,
     /// The configuration files in use.
     pub config: Vec<String>,
@@ -422,6 +425,9 @@ pub struct Status {
     pub keys: KeysView,
     /// `ok`, or why the store can't be written now.
     pub store: String,
+    /// The rest.
+    #[serde(flatten)]
+    pub condition: Condition,
 }
 
 /// The data keys, by their ids.

@@ -74,6 +74,15 @@ pub enum BackupError {
         /// The file.
         path: PathBuf,
     },
+    /// The name is one that freshd itself uses.
+    #[error(
+        "{path} is a name that freshd uses itself in its state directory; name a file elsewhere",
+        path = path.display()
+    )]
+    Reserved {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file system of the copy has no room for it.
     #[error(
         "{path} needs about {needed} bytes, and its file system would be left without room",
@@ -208,6 +217,9 @@ impl Part {
     fn copied(inner: &Inner, path: PathBuf, at: UnixTime, last: bool) -> Result<Part, BackupError> {
         if path.symlink_metadata().is_ok() {
             return Err(BackupError::Exists { path });
+        }
+        if inner.layout.uses(&path) {
+            return Err(BackupError::Reserved { path });
         }
         let needed = file_len(&inner.layout.database) + file_len(&inner.layout.database_log);
         let dir = path.parent().unwrap_or(Path::new("/"));

@@ -11,16 +11,19 @@
 //! | `open`, `schema` | what happens at start, in which order; tables and migrations |
 //! | `writer`, `checkpoint`, `reader`, `session` | the threads, and what a verb sees |
 //! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
+//! | `export` | every grant with its tokens, encrypted to recipients |
 //! | `rows`, `stored_row` | a grant's row, read and opened; the same from bytes nobody vouches for |
-//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `renewal`, `activity`, `restamp`, `maintenance` | the verbs |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `renewal`, `ending`, `activity`, `restamp`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
 mod audit;
 mod backup;
 mod checkpoint;
+mod ending;
 mod erasures;
 mod events;
+pub mod export;
 mod fingerprints;
 mod grants;
 mod guarded;
@@ -57,13 +60,14 @@ use std::sync::{Arc, Mutex};
 pub use attempts::{Cas, Failure, TokenCommit};
 pub use audit::{AuditFilter, AuditNote};
 pub use backup::{BackedUp, BackupError};
+pub use ending::Ending;
 pub use events::{EventKind, EventPage, KeptEvent};
 pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
 pub use history::{By, Entry, Event};
 pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};
-pub use nightly::{make_backup_dir, nightly_name};
+pub use nightly::{make_backup_dir, newest_nightly, nightly_name};
 pub use open::{OpenError, Options};
 pub use providers::ProviderState;
 pub use recovery::{NoRecoveryKey, RecoveryKey};

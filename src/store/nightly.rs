@@ -1,5 +1,6 @@
 //! The nightly copies in a directory: their names, and which go.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -92,6 +93,38 @@ fn nightly_copies(dir: &Path, store_id: &[u8]) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(copies)
+}
+
+/// Returns of when the newest nightly copy in `dir` is, by its name; `None` where there is none, or no such directory.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn newest_nightly(dir: &Path) -> io::Result<Option<UnixTime>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    let mut newest = None;
+    for entry in entries {
+        newest = newest.max(made_at(&entry?.file_name()));
+    }
+    Ok(newest)
+}
+
+/// Reads the moment in a name of [`nightly_name`].
+fn made_at(name: &OsStr) -> Option<UnixTime> {
+    let name = name.to_str().filter(|name| is_nightly_name(name))?;
+    let stamp = &name[NIGHTLY.len()..name.len() - NIGHTLY_END.len()];
+    let (date, time) = stamp.split_once('T')?;
+    UnixTime::from_rfc3339(&format!(
+        "{}-{}-{}T{}:{}:{}Z",
+        &date[..4],
+        &date[4..6],
+        &date[6..],
+        &time[..2],
+        &time[2..4],
+        &time[4..6]
+    ))
 }
 
 /// Makes a directory of mode 0700 for copies, if it is not there.

@@ -152,7 +152,7 @@ pub enum OpenError {
     /// A final copy has been made, and its store is refreshed elsewhere.
     #[error(
         "a final backup was made on {made_at}; this store was moved, and is refreshed elsewhere. If that was called off: \
-         freshctl restore {file} --replace; or where there is no such file, remove {marker}. Nothing was changed",
+         freshctl restore {file} --replace; or where there is no such file, remove {marker}, and {file}.freshd-unfinished if that is there. Nothing was changed",
         file = file.display(),
         marker = marker.display()
     )]
@@ -235,6 +235,27 @@ impl Layout {
             self.spill.clone(),
             self.moved.clone(),
         ]
+    }
+
+    /// Whether a path in the state directory has a name that freshd uses, or may come to use, for something else.
+    pub(super) fn uses(&self, path: &Path) -> bool {
+        let Some((parent, name)) = path.parent().zip(path.file_name()) else {
+            return false;
+        };
+        let here = self.dir.canonicalize().ok();
+        if here.is_none() || parent.canonicalize().ok() != here {
+            return false;
+        }
+        let ours = [&self.lock, &self.spill, &self.erasures, &self.restoring];
+        let ours = ours.into_iter().chain([&self.prepared, &self.moved]);
+        let ours = ours.filter_map(|file| file.file_name());
+        let name = name.to_string_lossy();
+        // With what SQLite and a write that was cut short put beside them.
+        [DATABASE, KEYRING]
+            .into_iter()
+            .map(Into::into)
+            .chain(ours.map(|ours| ours.to_string_lossy()))
+            .any(|ours| name.starts_with(&*ours))
     }
 
     /// Whether a store, or a part of one, is there.

@@ -150,6 +150,10 @@ fn prove(restore: &Restore<'_>) -> Result<(Copy, Keyring), RestoreError> {
         reason,
     };
     let read = |error: io::Error| no_copy(error.to_string());
+    // Opening a pipe would wait for somebody to write into it.
+    if !restore.file.metadata().map_err(read)?.is_file() {
+        return Err(no_copy("it is not a regular file".into()));
+    }
     File::open(restore.file).map_err(read)?;
     let sql = |error: rusqlite::Error| no_copy(error.to_string());
     let conn = schema::connect_immutable(restore.file).map_err(sql)?;
@@ -427,7 +431,9 @@ fn put_in_place(
         .sync_all()?;
     sync_parent(&layout.restoring)?;
     if layout.exists() {
-        restored.moved_to = Some(move_aside(layout, restore.at)?);
+        let aside = move_aside(layout, restore.at)?;
+        give(&aside)?;
+        restored.moved_to = Some(aside);
     }
     keyring::write_file(&layout.keyring, &copy.keyring_text)?;
     std::fs::rename(prepared, &layout.database)?;

@@ -23,10 +23,14 @@ pub struct Filter {
     pub user: Option<String>,
     /// Only this state: `active`, `paused`, `needs-authorization`.
     pub state: Option<String>,
+    /// Only this reason of a state.
+    pub reason: Option<String>,
     /// Only this provider.
     pub provider: Option<String>,
     /// Only grants whose scope, split at spaces and commas, lacks this one.
     pub missing_scope: Option<String>,
+    /// Only grants whose refresh token's end was announced and comes after this.
+    pub ending_after: Option<UnixTime>,
 }
 
 pub(super) const DUE_WITHIN: &str = "SELECT id, due_at, expires_at, version FROM grants
@@ -178,7 +182,7 @@ impl Store {
     }
 }
 
-fn list(
+pub(super) fn list(
     session: &Session<'_>,
     filter: &Filter,
     after: Option<GrantId>,
@@ -192,6 +196,7 @@ fn list(
         (" AND g.user = ?", &filter.user),
         (" AND g.provider = ?", &filter.provider),
         (" AND g.standing = ?", &filter.state),
+        (" AND g.reason = ?", &filter.reason),
         (
             " AND instr(' ' || replace(coalesce(g.scope, ''), ',', ' ') || ' ', ' ' || ? || ' ') = 0",
             &filter.missing_scope,
@@ -202,6 +207,11 @@ fn list(
             sql.push_str(condition);
             values.push(value);
         }
+    }
+    let ending_after = filter.ending_after.map(UnixTime::as_millis);
+    if ending_after.is_some() {
+        sql.push_str(super::ending::ANNOUNCED);
+        values.push(&ending_after);
     }
     if filter
         .state

@@ -14,7 +14,7 @@ pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// One step per version, never edited once released. `user_version` counts the steps taken.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7];
 
 const V1: &str = "
 CREATE TABLE store (
@@ -202,6 +202,12 @@ CREATE TABLE audit (
 const V6: &str = "
 -- Every token set of the provider from before this is to be replaced.
 ALTER TABLE providers ADD COLUMN renew_before INTEGER;
+";
+
+const V7: &str = "
+-- Grants whose refresh token's end was announced: a few, so that counting them costs nothing.
+CREATE INDEX grants_ending ON grants (provider, refresh_token_expires_at)
+    WHERE refresh_token_expires_at IS NOT NULL AND refresh_token_warn_at IS NULL;
 ";
 
 /// Opens a connection for writing, set up as every writer is.
@@ -526,6 +532,35 @@ mod tests {
     }
 
     #[test]
+    fn a_store_from_before_the_ends_of_refresh_tokens_were_counted_has_those_that_were_announced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        migrate(&mut conn, &MIGRATIONS[..6]).unwrap();
+        let insert = "INSERT INTO grants (namespace, user, provider, account, version, generation, standing,
+                reason, standing_since, token_type, obtained_at, imported_at, failures, unused_refreshes, key_id,
+                refresh_token_expires_at, refresh_token_warn_at)
+             VALUES ('d', ?1, 'box', '', 1, 1, ?2, '', 0, 'b', 0, 0, 0, 0, 1, ?3, ?4)";
+        for (user, standing, ends, warns) in [
+            ("announced", "active", Some(90), None),
+            ("also", "paused", Some(70), None),
+            ("not-yet", "active", Some(80), Some(60)),
+            ("over", "active", Some(20), None),
+            ("dead", "needs-authorization", Some(90), None),
+            ("endless", "active", None, None),
+        ] {
+            conn.execute(insert, (user, standing, ends, warns)).unwrap();
+        }
+        assert!(upgrade(&mut conn).unwrap());
+        let counted: (String, i64, i64) = conn
+            .query_row(crate::store::ending::COUNTED, [50], |r| {
+                Ok((r.get(0)?, r.get(1)?, r.get(2)?))
+            })
+            .unwrap();
+        assert_eq!(counted, ("box".to_owned(), 2, 70));
+    }
+
+    #[test]
     fn a_step_that_does_not_work_leaves_the_version_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = new_file(dir.path());
@@ -574,6 +609,7 @@ mod tests {
             (crate::store::schedule::DUE_WITHIN, "grants_due"),
             (crate::store::schedule::RESCHEDULE, "grants_provider"),
             (troubled, "grants_troubled"),
+            (crate::store::ending::COUNTED, "grants_ending"),
         ] {
             let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let values = vec![1; plan.parameter_count()];

@@ -185,6 +185,7 @@ impl Daemon {
             live: Default::default(),
             rotation: Default::default(),
             moving: Default::default(),
+            known: Default::default(),
             held: Default::default(),
             owed: Default::default(),
             deleting: Default::default(),

@@ -76,7 +76,8 @@ fn every_error_of_a_configuration_is_on_a_line_of_its_own() {
     assert_eq!(
         String::from_utf8(err).unwrap(),
         "freshctl: /etc/freshd/freshd.toml: refresh.margin is 2h but\n\
-         freshctl: /etc/freshd/freshd.toml: provider.x has no\\u{1b} client-id\n"
+         freshctl: /etc/freshd/freshd.toml: provider.x has no\\u{1b} client-id\n  \
+         hint: mend that and run it again; freshctl doctor looks at configuration and key\n"
     );
     assert!(out.is_empty());
 }

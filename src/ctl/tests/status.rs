@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::run;
 use super::server::{Seen, Server, grant, ok};
+use super::{Terminals, run, run_at};
 
 fn provider(name: &str, state: &str, reason: &str, since: Option<&str>) -> Value {
     json!({
@@ -26,7 +26,8 @@ fn well() -> Value {
             provider("google", "cooling-down", "429", Some("2026-11-22T00:00:30Z")),
         ],
         "in_flight": 1, "next_due_at": "2026-11-22T00:00:07Z", "held": 0, "revocations": 0,
-        "keys": { "current": 1 }, "store": "ok",
+        "keys": { "current": 1 }, "store": "ok", "free_bytes": 13_000_000_000_u64,
+        "copies": {"dir": "/var/backups/freshd", "newest_at": "2026-11-21T03:00:00Z"},
     })
 }
 
@@ -35,6 +36,16 @@ fn troubled() -> Value {
     status["state"] = "draining".into();
     status["store"] = "no space left on device".into();
     status["held"] = 2.into();
+    status["spilled"] = 1.into();
+    status["late"] = json!([{"provider": "hubspot", "due_at": "2026-11-21T23:50:00Z"}]);
+    status["renewals"] = json!([{"provider": "hubspot", "state": "running", "reason": "",
+        "since": "2026-11-21T23:30:00Z", "left": 20, "resting": 18, "grants": 1220}]);
+    status["ending"] =
+        json!([{"provider": "hubspot", "grants": 4, "soonest_at": "2026-11-24T00:00:00Z"}]);
+    status["copies"] = json!({"dir": "/srv/copies", "newest_at": "2026-11-19T03:00:00Z",
+        "missed_at": "2026-11-20T03:00:00Z"});
+    status["keys"] =
+        json!({"current": 2, "rotation": {"from": [1], "resealed": 300, "rows": 1218}});
     status["revocations"] = 1.into();
     status["reload_error"] = "freshd.toml: refresh.margin is 2h\nand more\u{1b}[2J".into();
     status["grants"] = json!([
@@ -56,18 +67,21 @@ fn troubled() -> Value {
     status
 }
 
+/// Answers status, and lists of grants with two users.
 fn serve(status: Value) -> Server {
     Server::start(move |seen: &Seen| {
         if seen.line == "GET /v1/status" {
             return ok(status.clone());
         }
-        assert_eq!(
-            seen.line,
-            "GET /v1/grants?limit=10&state=needs-authorization"
+        assert!(
+            seen.line.starts_with("GET /v1/grants?limit=3"),
+            "{}",
+            seen.line
         );
         let users = ["mi\u{1b}[31ma", "noah"];
-        let grants =
+        let mut grants =
             users.map(|user| grant(user, "needs-authorization", "revoked-or-used-elsewhere"));
+        grants[1]["namespace"] = "shop".into();
         ok(json!({"grants": grants, "next_cursor": "10"}))
     })
 }
@@ -87,6 +101,91 @@ fn whatever_is_not_well_is_named_with_what_to_do() {
     assert_eq!(ran.code, 1, "{}", ran.err);
     assert!(ran.out.is_ascii() && !ran.out.contains('\u{1b}'));
     insta::assert_snapshot!("status_troubled", ran.out);
+    let asked = server.lines();
+    for filter in [
+        "state=needs-authorization&provider=hubspot",
+        "state=paused&reason=held&provider=hubspot",
+        "state=paused&reason=quarantined&provider=hubspot",
+        "ending=true&provider=hubspot",
+        "provider=box",
+    ] {
+        let line = format!("GET /v1/grants?limit=3&{filter}");
+        assert!(asked.contains(&line), "{line} is not in {asked:#?}");
+    }
+}
+
+#[test]
+fn what_is_well_and_what_ends_by_itself_fit_on_a_small_screen() {
+    let mut status = well();
+    status["keys"] = troubled()["keys"].clone();
+    status["renewals"] = troubled()["renewals"].clone();
+    status["grants"] = json!([
+        {"provider": "hubspot", "state": "active", "grants": 1200},
+        {"provider": "hubspot", "state": "needs-authorization", "reason": "refused", "grants": 1},
+    ]);
+    let terminals = Terminals {
+        stdout: true,
+        ..Terminals::default()
+    };
+    let ran = run_at(
+        terminals,
+        &serve(status).socket,
+        &["--no-color", "status"],
+        "",
+    );
+    assert!(ran.out.lines().count() <= 24, "{}", ran.out);
+    assert!(
+        ran.out.lines().all(|line| line.chars().count() <= 80),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.starts_with("1 thing needs you; "), "{}", ran.out);
+}
+
+#[test]
+fn while_a_final_backup_drains_the_store_is_not_yet_moved() {
+    for (state, words) in [
+        ("moving", "draining, 1 request in flight"),
+        ("moved", "was moved to another host"),
+        (
+            "draining",
+            "freshd is stopping: draining, 1 request in flight",
+        ),
+    ] {
+        let mut status = well();
+        status["state"] = state.into();
+        let ran = run(&serve(status).socket, &["status"], "");
+        assert_eq!(ran.code, 1, "{state}");
+        assert!(ran.out.contains(words), "{}", ran.out);
+        assert_eq!(
+            ran.out.contains("was moved"),
+            state == "moved",
+            "{}",
+            ran.out
+        );
+    }
+}
+
+#[test]
+fn what_ends_by_itself_is_told_and_is_no_trouble() {
+    for (member, words) in [
+        ("renewals", "1182 done, 20 left, 18 not touched"),
+        (
+            "keys",
+            "Key rotation from data key 1 to 2: 300 of 1218 rows",
+        ),
+        (
+            "ending",
+            "4 refresh tokens at hubspot about to end, the first in 2 d",
+        ),
+        ("revocations", "1 revocation waiting"),
+    ] {
+        let mut status = well();
+        status[member] = troubled()[member].clone();
+        let ran = run(&serve(status).socket, &["status"], "");
+        assert_eq!(ran.code, 0, "{member}: {}", ran.out);
+        assert!(ran.out.contains(words), "{member}: {}", ran.out);
+    }
 }
 
 #[test]
@@ -108,6 +207,28 @@ fn each_trouble_alone_needs_attention() {
             "grants",
             json!([{"provider": "p", "state": "paused", "reason": "quarantined", "grants": 1}]),
         ),
+        (
+            "grants",
+            json!([{"provider": "p", "state": "paused", "reason": "restored", "grants": 1}]),
+        ),
+        (
+            "grants",
+            json!([{"provider": "p", "state": "paused", "reason": "held", "grants": 1}]),
+        ),
+        ("late", troubled()["late"].clone()),
+        ("copies", troubled()["copies"].clone()),
+        (
+            "copies",
+            json!({"dir": "/srv", "error": "the disk is full"}),
+        ),
+        (
+            "providers",
+            json!([provider("box", "unreachable", "", None)]),
+        ),
+        (
+            "keys",
+            json!({"current": 2, "rotation": {"from": [1], "resealed": 0, "rows": 9, "waits_for": "room"}}),
+        ),
     ] {
         let mut status = well();
         status[member] = value;
@@ -117,14 +238,43 @@ fn each_trouble_alone_needs_attention() {
 }
 
 #[test]
-fn json_is_the_daemons_own_with_the_same_exit_code() {
+fn json_is_the_daemons_own_with_what_follows_from_it_and_the_same_exit_code() {
     let mut status = troubled();
     status["a-member-of-a-later-version"] = json!([1]);
     let server = serve(status.clone());
     let ran = run(&server.socket, &["status", "--json"], "");
     assert_eq!(ran.code, 1);
-    assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap(), status);
-    assert_eq!(server.lines(), ["GET /v1/status"]);
+    let told: Value = serde_json::from_str(&ran.out).unwrap();
+    for (member, value) in status.as_object().unwrap() {
+        assert_eq!(&told[member], value, "{member}");
+    }
+    assert_eq!(told["well"], false);
+    let about = |word: &str| {
+        let troubles = told["troubles"].as_array().unwrap().iter();
+        let mut of = troubles.filter(|it| it["what"].as_str().unwrap().contains(word));
+        of.next()
+            .unwrap_or_else(|| panic!("{word}: {told:#}"))
+            .clone()
+    };
+    let box_is_stopped = about("Provider box is stopped");
+    assert_eq!(box_is_stopped["whom"]["grants"], 40);
+    assert_eq!(
+        box_is_stopped["whom"]["list"],
+        "freshctl grants --provider box"
+    );
+    assert_eq!(box_is_stopped["whom"]["users"][1], "noah (shop)");
+    assert!(
+        box_is_stopped["do"][0]
+            .as_str()
+            .unwrap()
+            .contains("systemctl reload freshd")
+    );
+    let ran = run(&serve(well()).socket, &["status", "--json"], "");
+    let told: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        (ran.code, &told["well"], &told["troubles"]),
+        (0, &json!(true), &json!([]))
+    );
 }
 
 #[test]

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
+use super::export::{ExportRequest, ExportStream};
 use super::keeper::{
     AuditRequest, Audited, EventStream, Events, Keeper, ListRequest, Target, Token, TokenRequest,
 };
@@ -247,6 +248,19 @@ impl Keeper for Recorder {
             quarantined: 0,
             revocations: 0,
         })
+    }
+
+    async fn export(
+        &self,
+        request: ExportRequest,
+        namespace: Option<String>,
+        uid: Option<u32>,
+    ) -> Result<ExportStream, Problem> {
+        self.note(format!(
+            "export {request:?} {namespace:?} as {}",
+            uid.is_some()
+        ));
+        Err(problem::forbidden("no"))
     }
 
     async fn rotate_key(&self) -> Result<KeysView, Problem> {

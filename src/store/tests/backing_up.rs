@@ -169,3 +169,38 @@ fn a_nightly_name_says_when() {
         "freshd-20260131T030000Z.backup".len()
     );
 }
+
+#[tokio::test]
+async fn no_copy_takes_a_name_in_the_state_directory_that_freshd_uses() {
+    let bench = Bench::new();
+    let dir = bench.dir.path();
+    for name in [
+        "restoring",
+        "freshd.db.new",
+        "freshd.db-journal",
+        "keyring.new",
+        "restore.new",
+        "moved",
+    ] {
+        let made = bench.store.backup(&dir.join(name), at(5)).await;
+        assert!(
+            matches!(made, Err(BackupError::Reserved { .. })),
+            "{name}: {made:?}"
+        );
+        assert!(!dir.join(name).exists(), "{name}");
+    }
+    // By whatever way there.
+    let around = dir
+        .join("..")
+        .join(dir.file_name().unwrap())
+        .join("restoring");
+    let made = bench.store.backup(&around, at(5)).await;
+    assert!(
+        matches!(made, Err(BackupError::Reserved { .. })),
+        "{made:?}"
+    );
+    let elsewhere = tempfile::tempdir().unwrap();
+    for path in [elsewhere.path().join("restoring"), dir.join("a-copy")] {
+        bench.store.backup(&path, at(5)).await.unwrap();
+    }
+}

@@ -1,0 +1,228 @@
+//! `export --with-secrets`: encrypted bytes from the daemon, or from a store that no daemon uses, to where an admin wants
+//! them. No plain text comes here but within the offline export, in memory.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use http_body_util::BodyExt;
+
+use super::Session;
+use super::args::{Export, State};
+use super::client::Call;
+use super::console::Console;
+use super::failure::{Exit, Failure};
+use super::local::{self, chain, exit, place};
+use super::output::{Look, count, escape};
+use crate::daemon::clock::Clock;
+use crate::local_api::types::ExportRequest;
+use crate::store::export::{ExportError, Filter, Recipients, export_offline};
+
+/// Where the encrypted bytes go. A file that was not finished goes.
+struct Output {
+    file: Option<(PathBuf, File)>,
+    whole: bool,
+}
+
+impl Output {
+    fn open(args: &Export, console: &Console<'_>) -> Result<Output, Failure> {
+        let Some(path) = &args.output else {
+            if console.terminals.stdout {
+                return Err(Failure::new(Exit::Usage, "standard output is a terminal, and this is no text")
+                    .hint("--output FILE writes to a new file of mode 0600; or pipe it to where it is to go"));
+            }
+            return Ok(Output {
+                file: None,
+                whole: false,
+            });
+        };
+        let mut options = OpenOptions::new();
+        let opened = options.write(true).create_new(true).mode(0o600).open(path);
+        let file = opened.map_err(|error| {
+            Failure::new(
+                Exit::CannotCreate,
+                format!("cannot create {}: {error}", path.display()),
+            )
+        })?;
+        Ok(Output {
+            file: Some((path.clone(), file)),
+            whole: false,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8], stdout: &mut dyn Write) -> io::Result<()> {
+        match &mut self.file {
+            Some((_, file)) => file.write_all(bytes),
+            None => stdout.write_all(bytes),
+        }
+    }
+
+    fn finish(&mut self, stdout: &mut dyn Write) -> Result<(), Failure> {
+        let written = match &self.file {
+            Some((_, file)) => file.sync_all(),
+            None => stdout.flush(),
+        };
+        written.map_err(Failure::output)?;
+        self.whole = true;
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some((path, _)) = self.file.as_ref().filter(|_| !self.whole) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn recipients(args: &Export) -> Result<Recipients, Failure> {
+    Recipients::read(&args.recipient).map_err(|why| {
+        Failure::new(Exit::Usage, why).hint(
+            "age-keygen -o key.txt makes a pair; whoever has key.txt can read what is exported",
+        )
+    })
+}
+
+fn state(state: Option<State>) -> Option<String> {
+    let value = state?.to_possible_value()?;
+    Some(value.get_name().to_owned())
+}
+
+/// Has the daemon encrypt, and writes what comes.
+pub(super) async fn online(session: &mut Session<'_, '_>, args: &Export) -> Result<Exit, Failure> {
+    recipients(args)?;
+    let mut output = Output::open(args, session.console)?;
+    let request = ExportRequest {
+        recipients: args.recipient.clone(),
+        state: state(args.state),
+        provider: args.provider.clone(),
+        missing_scope: args.missing_scope.clone(),
+    };
+    let call = Call::post("/v1/export").json(&request);
+    let mut body = session.client.stream(&call).await?;
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| {
+            Failure::new(Exit::TryLater, "the export was cut short; what has come of it is no whole and does not decrypt to its end")
+                .hint("look why: freshctl audit --action exported, and journalctl -u freshd")
+        })?;
+        if let Ok(data) = frame.into_data() {
+            bytes += data.len() as u64;
+            output
+                .write(&data, session.console.stdout)
+                .map_err(Failure::output)?;
+        }
+    }
+    output.finish(session.console.stdout)?;
+    say(args, None, bytes, session.look, session.console)
+}
+
+/// Exports a store that no daemon uses.
+pub(super) fn offline(
+    args: &Export,
+    namespace: Option<&str>,
+    config: Option<&Path>,
+    look: Look,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let to = recipients(args)?;
+    let place = place(config, console)?;
+    let kek = place.find_key(args.key_file.as_deref())?;
+    let mut output = Output::open(args, console)?;
+    let filter = Filter {
+        namespace: namespace.map(str::to_owned),
+        state: state(args.state),
+        provider: args.provider.clone(),
+        missing_scope: args.missing_scope.clone(),
+        ..Filter::default()
+    };
+    let by = format!("uid {}", rustix::process::getuid().as_raw());
+    let mut out = Counted {
+        output: &mut output,
+        stdout: console.stdout,
+        bytes: 0,
+    };
+    let runtime = local::runtime()?;
+    let exported = runtime.block_on(export_offline(
+        place.described.state_dir.as_ref(),
+        &kek,
+        filter,
+        &to,
+        &by,
+        Clock::system().now(),
+        &mut out,
+    ));
+    let bytes = out.bytes;
+    let exported = exported.map_err(|error| failure(&error))?;
+    output.finish(console.stdout)?;
+    if exported.left_out > 0 {
+        console.note(&format!(
+            "{} left out: none of their tokens opens (freshctl grants --reason quarantined)",
+            count(exported.left_out, "grant")
+        ));
+    }
+    say(args, Some(exported.grants), bytes, look, console)
+}
+
+/// Counts what is written.
+struct Counted<'a> {
+    output: &'a mut Output,
+    stdout: &'a mut dyn Write,
+    bytes: u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.output.write(bytes, self.stdout)?;
+        self.bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn failure(error: &ExportError) -> Failure {
+    let failure = Failure::new(exit(error.exit_code()), chain(error));
+    match error {
+        ExportError::Open(open) if open.exit_code() == 75 => failure.hint(
+            "stop freshd first: systemctl stop freshd.service freshd.socket freshd-admin.socket; or leave --offline out",
+        ),
+        ExportError::Held(_) => failure.hint("mend the disk, and start freshd: it stores them. Then stop it and export"),
+        ExportError::NoStore(_) => failure.hint("--config names the configuration that says where it is"),
+        _ => failure,
+    }
+}
+
+/// Says where it is; on standard output only if the export itself is not there.
+fn say(
+    args: &Export,
+    grants: Option<u64>,
+    bytes: u64,
+    look: Look,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let grants = grants.map_or_else(String::new, |grants| {
+        format!("{}, ", count(grants, "grant"))
+    });
+    let to = count(args.recipient.len() as u64, "recipient");
+    let told = format!("exported {grants}{bytes} bytes, encrypted to {to}");
+    match &args.output {
+        Some(path) if look.json => {
+            let path = path.to_string_lossy();
+            console.print_json(&serde_json::json!({ "output": path, "bytes": bytes }))?;
+        }
+        Some(path) => {
+            console.print(&format!("{told}, to {}\n", escape(&path.to_string_lossy())))?
+        }
+        None => console.note(&told),
+    }
+    if !args.offline {
+        console.note("what freshd refreshes from now on makes an exported refresh token that rotates worthless; freshctl audit --action exported says how many grants it was");
+    }
+    Ok(Exit::Ok)
+}

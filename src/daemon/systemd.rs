@@ -76,11 +76,10 @@ async fn status(shared: &Shared) -> Result<String, StoreError> {
     let mut words = words(&counts, next, now);
     for name in shared.providers.all().keys() {
         // Where nothing is refreshed, "fresh" is soon too kind.
-        match view::provider_state(shared, name, now) {
-            state @ ("stopped" | "paused" | "unreachable") => {
-                words.push_str(&format!(", {name} {state}"))
-            }
-            _ => {}
+        if let state @ ("stopped" | "paused" | "unreachable") =
+            view::provider_state(shared, name, now)
+        {
+            words.push_str(&format!(", {name} {state}"))
         }
     }
     let held = shared.held.len();

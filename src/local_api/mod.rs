@@ -13,6 +13,7 @@
 //! | `routes` | all other routes |
 //! | `events` | the stream of events |
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
+//! | [`quotas`] | how much of freshd an app gets |
 
 pub mod condition;
 mod events;
@@ -22,6 +23,7 @@ pub mod limits;
 pub mod listen;
 pub mod peer;
 pub mod problem;
+pub mod quotas;
 mod request;
 mod routes;
 pub mod rules;

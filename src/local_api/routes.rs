@@ -47,7 +47,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    fn namespace(&self) -> &str {
+    pub(super) fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or(&self.rule.namespace)
     }
 
@@ -225,10 +225,17 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
 
 /// Whether a path is the token route's.
 pub(super) fn is_token_path(path: &str) -> bool {
-    let Some(rest) = path
-        .strip_prefix("/v1/users/")
-        .and_then(|rest| rest.strip_suffix("/token"))
-    else {
+    is_of_grant(path, "/token")
+}
+
+/// Whether a path's route answers with a token.
+pub(super) fn gives_token(path: &str) -> bool {
+    is_token_path(path) || is_of_grant(path, "/refresh")
+}
+
+fn is_of_grant(path: &str, last: &str) -> bool {
+    let rest = path.strip_prefix("/v1/users/");
+    let Some(rest) = rest.and_then(|rest| rest.strip_suffix(last)) else {
         return false;
     };
     let mut segments = rest.split('/');

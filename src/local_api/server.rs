@@ -1,6 +1,6 @@
-//! Connections: who is there, what they may do, and their requests one after the other.
+//! Connections: who is there, whether there is room for them, and how a socket begins and ends.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -11,26 +11,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::response::IntoResponse;
-use http_body_util::{Either, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, REFERER};
-use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tower::ServiceExt;
 
-use super::events::{Circumstances, Streams};
+use super::caller::Caller;
+use super::events::Streams;
 use super::keeper::{Audited, Keeper};
 use super::limits::{Deadlines, Limits, Progress};
 use super::peer::{Peer, PeerError};
 use super::problem;
-use super::quotas::{Overrun, Party, Place, Quotas, Turn, UserRead};
-use super::request::{self, NAMESPACE_HEADER, Names};
-use super::routes::{self, Api, Call};
+use super::quotas::{Party, Place, Quotas, Turn};
+use super::routes::{self, Api};
 use super::rules::{Denied, Rule, Rules, SharedRules, SocketKind};
 use super::types::Problem;
 
@@ -40,17 +33,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At a shutdown, who has connected and not asked yet gets so long to do it.
 const FIRST_REQUEST: Duration = Duration::from_millis(500);
 
+/// Who opens connections too fast is hung up on for so long.
+const STORM: Duration = Duration::from_millis(100);
+
 /// The log remembers so many refused uids, in order to name each once.
 const REMEMBERED: usize = 1024;
-
-/// What is over quota is refused after so long, which is what it is told to wait: who does not, waits here.
-const PENALTY: Duration = Duration::from_secs(1);
 
 /// So many file descriptors, or a quarter of all if that is less, are not for apps: the admin socket, the store and
 /// requests to providers have them.
 const RESERVED_FILES: u64 = 512;
-
-type Answer = Response<Either<Full<Bytes>, Body>>;
 
 /// Serves a socket until `shutdown` completes, with the usual [`Limits`]. See [`serve_with`].
 ///
@@ -98,15 +89,16 @@ pub async fn serve_with<K: Keeper>(
     let server = Arc::new(Server::new(kind, keeper, access, limits));
     let graceful = GracefulShutdown::new();
     let (newcomer, mut newcomers) = mpsc::channel::<Infallible>(1);
+    let mut stormers = Stormers::default();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener, &mut stormers, &server) => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(socket = %server.kind, %error, "accept-failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -118,12 +110,17 @@ pub async fn serve_with<K: Keeper>(
             Ok(admission) => admission,
             Err(problem) => {
                 turn_away(&stream, &problem);
+                if problem.status == 429
+                    && let Some(party) = server.party_now(&peer)
+                {
+                    stormers.add(party, server.access.quotas.running());
+                }
                 continue;
             }
         };
         let connection = server.connection(stream, peer, &graceful, newcomer.clone());
         tokio::spawn(async move {
-            wait_for(admission.turn).await;
+            admission.turn.come().await;
             connection.await;
             drop(admission);
         });
@@ -135,6 +132,53 @@ pub async fn serve_with<K: Keeper>(
     let _ = tokio::time::timeout(FIRST_REQUEST, newcomers.recv()).await;
     graceful.shutdown().await;
     Ok(())
+}
+
+/// Who opened connections too fast a moment ago. Until that is over they are hung up on without a word and without
+/// anything being done for them: the others wait behind them in the listener's queue.
+#[derive(Default)]
+struct Stormers(HashMap<u32, (Duration, Party)>);
+
+impl Stormers {
+    fn add(&mut self, party: Party, now: Duration) {
+        if self.0.len() >= REMEMBERED {
+            self.0.clear();
+        }
+        if let Some(uid) = party.uid() {
+            self.0.insert(uid, (now + STORM, party));
+        }
+    }
+
+    /// Whether to hang up on this connection.
+    fn sent(&mut self, stream: &UnixStream, quotas: &Quotas) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+        let Some((uid, (until, party))) = uid.and_then(|uid| Some((uid, self.0.get(&uid)?))) else {
+            return false;
+        };
+        if quotas.running() < *until {
+            party.hung_up();
+            return true;
+        }
+        self.0.remove(&uid);
+        false
+    }
+}
+
+/// Returns the next connection that is none of a storm's.
+async fn accept<K: Keeper>(
+    listener: &tokio::net::UnixListener,
+    stormers: &mut Stormers,
+    server: &Server<K>,
+) -> io::Result<UnixStream> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        if !stormers.sent(&stream, &server.access.quotas) {
+            return Ok(stream);
+        }
+    }
 }
 
 /// Tells a client that there is no room, as far as that goes without waiting for it.
@@ -153,12 +197,6 @@ fn turn_away(stream: &UnixStream, problem: &Problem) {
     let _ = stream.try_write(answer.as_bytes());
 }
 
-async fn wait_for(turn: Turn) {
-    if let Turn::After(wait) = turn {
-        tokio::time::sleep(wait).await;
-    }
-}
-
 /// What a connection has taken, and when its turn is.
 struct Admission {
     turn: Turn,
@@ -167,19 +205,19 @@ struct Admission {
 }
 
 /// What the connections of a socket share.
-struct Server<K> {
-    kind: SocketKind,
-    keeper: Arc<K>,
-    access: Access,
+pub(super) struct Server<K> {
+    pub(super) kind: SocketKind,
+    pub(super) keeper: Arc<K>,
+    pub(super) access: Access,
     /// All its connections.
     places: Arc<Semaphore>,
     /// Whether the last connection found none.
     full: AtomicBool,
     /// The first file descriptor that is not for a connection here.
     files: u64,
-    router: Router,
-    limits: Arc<Limits>,
-    streams: Arc<Streams>,
+    pub(super) router: Router,
+    pub(super) limits: Arc<Limits>,
+    pub(super) streams: Arc<Streams>,
     refused: Mutex<Refused>,
 }
 
@@ -261,8 +299,13 @@ impl<K: Keeper> Server<K> {
         Ok(admission)
     }
 
+    /// Returns on whose account a peer is by the rules of now.
+    fn party_now(&self, peer: &Result<Peer, PeerError>) -> Option<Party> {
+        self.party(peer, &self.rule_of(peer, &self.access.rules.load()))
+    }
+
     /// Returns on whose account a peer is. Nobody counts what comes by the admin socket.
-    fn party(
+    pub(super) fn party(
         &self,
         peer: &Result<Peer, PeerError>,
         matched: &Result<Arc<Rule>, Denied>,
@@ -282,12 +325,7 @@ impl<K: Keeper> Server<K> {
     ) -> impl Future<Output = ()> + Send + use<K> {
         let progress = Arc::new(Progress::default());
         let io = Deadlines::new(stream, Arc::clone(&progress), Arc::clone(&self.limits));
-        let caller = Arc::new(Caller {
-            server: Arc::clone(self),
-            peer,
-            progress: Arc::clone(&progress),
-            matched: Mutex::new(None),
-        });
+        let caller = Arc::new(Caller::new(self, peer, &progress));
         let newcomer = Mutex::new(Some(newcomer));
         let service = hyper::service::service_fn(move |request| {
             drop(
@@ -316,7 +354,7 @@ impl<K: Keeper> Server<K> {
         }
     }
 
-    fn rule_of(
+    pub(super) fn rule_of(
         &self,
         peer: &Result<Peer, PeerError>,
         rules: &Arc<Rules>,
@@ -328,7 +366,7 @@ impl<K: Keeper> Server<K> {
     }
 
     /// Logs a refusal once for each uid and set of rules: who polls does not flood the log. The audit counts them all.
-    fn note_refusal(&self, rules: &Arc<Rules>, peer: Option<&Peer>, denied: &Denied) {
+    pub(super) fn note_refusal(&self, rules: &Arc<Rules>, peer: Option<&Peer>, denied: &Denied) {
         self.keeper.audit(Audited {
             action: Audited::REFUSED,
             by: peer.map_or("unknown".to_owned(), |peer| format!("uid {}", peer.uid)),
@@ -356,229 +394,9 @@ impl<K: Keeper> Server<K> {
     }
 }
 
-/// The peer of one connection, and what the rules said about it when last asked.
-struct Caller<K> {
-    server: Arc<Server<K>>,
-    peer: Result<Peer, PeerError>,
-    progress: Arc<Progress>,
-    matched: Mutex<Option<Matched>>,
-}
-
-struct Matched {
-    rules: Arc<Rules>,
-    outcome: Result<Arc<Rule>, Denied>,
-    party: Option<Party>,
-    /// Whether it was told that the rules deny it.
-    noted: bool,
-}
-
-impl<K: Keeper> Caller<K> {
-    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answer {
-        let limit = self.server.limits.request;
-        let mut answer = match self.wait_for_turn().await {
-            Err(problem) => refusal(problem),
-            Ok(()) => match tokio::time::timeout(limit, self.route(request)).await {
-                Ok(answer) => answer.unwrap_or_else(refusal),
-                Err(_) => refusal(problem::deadline_exceeded(limit)),
-            },
-        };
-        answer
-            .headers_mut()
-            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        answer
-    }
-
-    /// Waits for the request's turn, before anything is done for it.
-    async fn wait_for_turn(&self) -> Result<(), Problem> {
-        let party = self.matched(|matched| matched.party.clone());
-        match party.map(|party| party.request()) {
-            None => Ok(()),
-            Some(Ok(turn)) => {
-                wait_for(turn).await;
-                Ok(())
-            }
-            Some(Err(problem)) => {
-                tokio::time::sleep(PENALTY).await;
-                Err(problem)
-            }
-        }
-    }
-
-    async fn route(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Answer, Problem> {
-        for header in [ORIGIN, REFERER] {
-            if request.headers().contains_key(&header) {
-                let detail = format!(
-                    "requests with the header {header} come from web pages, which get nothing"
-                );
-                return Err(problem::forbidden(detail));
-            }
-        }
-        let path = request.uri().path();
-        let mut read = None;
-        if path != "/healthz" {
-            let rule = self.rule()?;
-            let namespace = self.namespace(&request, &rule)?;
-            let call = Call {
-                rule,
-                namespace,
-                names: Names::of(path)?,
-                admin: self.admin(),
-            };
-            read = self.count_user(&call, path)?;
-            if routes::is_token_path(path) {
-                let answer = self.token(&call, &request).await?;
-                keep_if_given(read, &answer);
-                return Ok(answer);
-            }
-            if path == "/v1/events" {
-                let circumstances = self.circumstances();
-                request.extensions_mut().insert(circumstances);
-            }
-            request.extensions_mut().insert(call);
-        }
-        let request = request.map(Body::new);
-        let answer = self.server.router.clone().oneshot(request).await;
-        let answer = answer
-            .unwrap_or_else(|never: Infallible| match never {})
-            .map(Either::Right);
-        keep_if_given(read, &answer);
-        Ok(answer)
-    }
-
-    /// Counts the user whose token is asked for, where the app's users are counted.
-    fn count_user(&self, call: &Call, path: &str) -> Result<Option<UserRead>, Problem> {
-        let (Some(user), true) = (&call.names.user, routes::gives_token(path)) else {
-            return Ok(None);
-        };
-        let Some(party) = self.matched(|matched| matched.party.clone()) else {
-            return Ok(None);
-        };
-        let app = format!("app {}", call.rule.app);
-        let audit = |detail| {
-            self.server.keeper.audit(Audited {
-                action: Audited::MANY_USERS,
-                by: app,
-                user: None,
-                detail,
-            });
-        };
-        match party.read(call.namespace(), user) {
-            Ok((read, None)) => Ok(Some(read)),
-            Ok((read, Some(Overrun(alarm)))) => {
-                audit(format!("tokens of more than {alarm} users in an hour"));
-                Ok(Some(read))
-            }
-            Err(problem) => {
-                audit("refused: it has read as many users' tokens in an hour as it may".into());
-                Err(problem)
-            }
-        }
-    }
-
-    /// Returns the peer's uid, on the admin socket.
-    fn admin(&self) -> Option<u32> {
-        let admin = self.server.kind == SocketKind::Admin;
-        self.peer
-            .as_ref()
-            .ok()
-            .filter(|_| admin)
-            .map(|peer| peer.uid)
-    }
-
-    fn circumstances(self: &Arc<Self>) -> Circumstances {
-        let caller = Arc::clone(self);
-        Circumstances {
-            admission: Arc::new(move || caller.rule()),
-            admin: self.server.kind == SocketKind::Admin,
-            progress: Arc::clone(&self.progress),
-            streams: Arc::clone(&self.server.streams),
-        }
-    }
-
-    async fn token(&self, call: &Call, request: &Request<Incoming>) -> Result<Answer, Problem> {
-        if request.method() != Method::GET {
-            let (method, path) = (request.method().as_str(), request.uri().path());
-            let problem =
-                problem::method_not_allowed(&request::shown(method), &request::shown(path));
-            let mut answer = refusal(problem);
-            answer
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET"));
-            return Ok(answer);
-        }
-        let body = routes::token(&*self.server.keeper, call, request.uri()).await?;
-        let mut answer = Response::new(Either::Left(Full::from(body)));
-        let json = HeaderValue::from_static("application/json");
-        answer.headers_mut().insert(CONTENT_TYPE, json);
-        Ok(answer)
-    }
-
-    /// Returns the rule for this peer by the rules of now, which a reload may have changed.
-    fn rule(&self) -> Result<Arc<Rule>, Problem> {
-        let peer = self.peer.as_ref().ok();
-        self.matched(|matched| {
-            if let Err(denied) = &matched.outcome
-                && !std::mem::replace(&mut matched.noted, true)
-            {
-                self.server.note_refusal(&matched.rules, peer, denied);
-            }
-            (matched.outcome.clone()).map_err(|denied| problem::forbidden(denied.detail(peer)))
-        })
-    }
-
-    /// Looks at what the rules of now say about this peer.
-    fn matched<T>(&self, look: impl FnOnce(&mut Matched) -> T) -> T {
-        let rules = self.server.access.rules.load();
-        let mut matched = self.matched.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = matched
-            .take()
-            .filter(|known| Arc::ptr_eq(&known.rules, &rules));
-        look(matched.insert(known.unwrap_or_else(|| {
-            let outcome = self.server.rule_of(&self.peer, &rules);
-            Matched {
-                rules: Arc::clone(&rules),
-                party: self.server.party(&self.peer, &outcome),
-                outcome,
-                noted: false,
-            }
-        })))
-    }
-
-    /// Returns the namespace the request names: any on the admin socket, elsewhere only the rule's own.
-    fn namespace(
-        &self,
-        request: &Request<Incoming>,
-        rule: &Rule,
-    ) -> Result<Option<String>, Problem> {
-        if !request.headers().contains_key(NAMESPACE_HEADER) {
-            return Ok(None);
-        }
-        let named = request::namespace(request.headers())?;
-        if self.server.kind != SocketKind::Admin && named.as_ref() != Some(&rule.namespace) {
-            let detail = format!(
-                "the rule of app {:?} has namespace {:?} and no other; leave out the header Freshd-Namespace",
-                rule.app, rule.namespace
-            );
-            return Err(problem::forbidden(detail));
-        }
-        Ok(named)
-    }
-}
-
-/// A read counts if the token was given out.
-fn keep_if_given(read: Option<UserRead>, answer: &Answer) {
-    if let Some(read) = read.filter(|_| answer.status().is_success()) {
-        read.keep();
-    }
-}
-
 /// Returns the first file descriptor that is not for apps.
 fn files_for_apps() -> u64 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let limit = limit.current.unwrap_or(u64::MAX);
     limit - RESERVED_FILES.min(limit / 4)
-}
-
-fn refusal(problem: Problem) -> Answer {
-    problem.into_response().map(Either::Right)
 }

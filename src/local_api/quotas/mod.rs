@@ -164,6 +164,11 @@ impl Quotas {
         account
     }
 
+    /// Returns how long the clock runs that all of this is counted by.
+    pub(super) fn running(&self) -> Duration {
+        (self.running)()
+    }
+
     /// Returns how often each app was over each quota since the start.
     pub fn counts(&self) -> Vec<(String, Kind, u64)> {
         let accounts = lock(&self.accounts);
@@ -273,31 +278,39 @@ impl Party {
     /// The app, or this uid of it, has all the connections that it gets, or makes them too fast.
     pub(super) fn connect(&self) -> Result<(Place, Turn), Problem> {
         let (most, of_one) = (self.quota.connections, self.connections());
-        let turn = {
+        let (turn, full) = {
             let mut state = lock(&self.account.state);
-            let own = self.share().map(|uid| state.open_by_uid.get(&uid));
-            let own = own.flatten().copied().unwrap_or(0);
-            if state.open >= most || own >= of_one {
-                drop(state);
-                return Err(self.too_many_connections());
-            }
             state.arrivals.set(self.quota.requests_per_second);
             let turn = state.arrivals.turn(self.share());
-            if turn != Turn::Never {
+            let own = self.share().map(|uid| state.open_by_uid.get(&uid));
+            let own = own.flatten().copied().unwrap_or(0);
+            let full = state.open >= most || own >= of_one;
+            if turn != Turn::Never && !full {
                 state.open += 1;
                 if let Some(uid) = self.share() {
                     *state.open_by_uid.entry(uid).or_default() += 1;
                 }
             }
-            turn
+            (turn, full)
         };
-        match turn {
-            Turn::Never => Err(self.too_many_requests()),
-            turn => {
-                self.slowed(turn);
-                Ok((Place(self.clone()), turn))
-            }
+        if turn == Turn::Never {
+            return Err(self.too_many_requests());
         }
+        if full {
+            return Err(self.too_many_connections());
+        }
+        self.slowed(turn);
+        Ok((Place(self.clone()), turn))
+    }
+
+    /// Returns who it is, where the kernel says it.
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// Counts a connection that was closed without a word.
+    pub(super) fn hung_up(&self) {
+        self.tell(Kind::Connection, self.connections());
     }
 
     /// Returns how many connections the app has.
@@ -371,15 +384,20 @@ impl Party {
         own.get() as usize
     }
 
-    /// Says what an admin would raise, and who is meant.
+    /// Returns the key that an admin would raise; none is for peers without a rule.
+    fn key(&self, kind: Kind) -> Option<String> {
+        let app = &self.account.app;
+        (app != STRANGERS).then(|| format!("app.{app}.{}", kind.key()))
+    }
+
+    /// Says who is meant, and what an admin would raise.
     fn who(&self, kind: Kind) -> (String, String) {
         let app = &self.account.app;
-        if app == STRANGERS {
-            let who = "peers that no [app] rule admits together".to_owned();
+        let Some(key) = self.key(kind) else {
+            let who = "all peers together that no [app] rule admits".to_owned();
             return (who, "fixed; a rule admits them".to_owned());
-        }
-        let key = format!("app.{app}.{}", kind.key());
-        match self.uid.filter(|_| self.shared) {
+        };
+        match self.share() {
             Some(uid) => (
                 format!("app {app:?}, or uid {uid} of it,"),
                 format!("{key}, of which one uid gets half"),
@@ -421,7 +439,7 @@ impl Party {
             return;
         };
         let [quota, outcome] = kind.labels();
-        let (_, key) = self.who(kind);
+        let key = self.key(kind);
         tracing::warn!(
             app = self.account.app,
             uid = self.uid,

@@ -42,6 +42,13 @@ pub(in crate::local_api) enum Turn {
 }
 
 impl Turn {
+    /// Waits for it.
+    pub(in crate::local_api) async fn come(self) {
+        if let Turn::After(wait) = self {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     fn later(self, other: Turn) -> Turn {
         match (self, other) {
             (Turn::Never, _) | (_, Turn::Never) => Turn::Never,

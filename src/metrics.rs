@@ -106,6 +106,8 @@ metrics! {
         "Streams of events that are open.";
     PEERS_REFUSED = "freshd_peers_refused_total", Counter, "connections", [],
         "Connections of peers that no rule admits.";
+    OVER_QUOTA = "freshd_over_quota_total", Counter, "times", ["app", "quota", "outcome"],
+        "Connections and requests over an app's quota, and users whose tokens it read, by what became of them.";
 }
 
 /// How a refresh request can end, as [`ATTEMPTS`] labels it.

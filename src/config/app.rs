@@ -4,19 +4,33 @@ use std::path::Path;
 
 use super::file::{Files, show};
 use super::load;
-use super::shape::AppShape;
+use super::quota::quota;
+use super::shape::{AppShape, QuotaShape};
 use super::value;
-use super::{App, AppPeer, Verbs};
+use super::{App, AppPeer, Quota, Verbs};
 
 /// Peers whose uid could not be mapped arrive with this one (`/proc/sys/kernel/overflowuid`); anyone may be behind it.
 const OVERFLOW_ID: u32 = 65534;
 
 /// Reads one app; `None` if anything about it is wrong.
-pub fn app(files: &mut Files, name: &str, socket_dir: &Path, providers: &[String]) -> Option<App> {
+pub fn app(
+    files: &mut Files,
+    name: &str,
+    base: Quota,
+    socket_dir: &Path,
+    providers: &[String],
+) -> Option<App> {
     let section = format!("app.{name}");
     let shape: AppShape = files.section(&section);
     let named = files.parse(&section, name, value::name);
     let peer = peer(files, name, &shape, socket_dir);
+    let quotas = QuotaShape {
+        max_connections: shape.max_connections,
+        max_requests_per_second: shape.max_requests_per_second,
+        alarm_users_per_hour: shape.alarm_users_per_hour,
+        max_users_per_hour: shape.max_users_per_hour,
+    };
+    let quota = quota(files, &section, &quotas, base);
     let namespace = shape.namespace.unwrap_or_else(|| "default".into());
     let key = format!("{section}.namespace");
     let namespaced = files.parse(&key, &namespace, value::name);
@@ -29,6 +43,7 @@ pub fn app(files: &mut Files, name: &str, socket_dir: &Path, providers: &[String
         providers: providers?,
         may: may?,
         counts_as_activity: shape.counts_as_activity.unwrap_or(true),
+        quota,
     })
 }
 

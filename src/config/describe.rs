@@ -139,6 +139,16 @@ pub struct AppDescription {
     pub may: Vec<&'static str>,
     /// Whether its reads keep users awake.
     pub counts_as_activity: bool,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Requests a second.
+    pub max_requests_per_second: u32,
+    /// Users whose tokens it reads in an hour, before that is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm_users_per_hour: Option<usize>,
+    /// Users whose tokens it may read in an hour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_users_per_hour: Option<usize>,
 }
 
 /// Says what was understood.
@@ -258,6 +268,10 @@ fn app(name: &str, app: &App) -> AppDescription {
             .map(|(verb, _)| *verb)
             .collect(),
         counts_as_activity: app.counts_as_activity,
+        max_connections: app.quota.connections,
+        max_requests_per_second: app.quota.requests_per_second.get(),
+        alarm_users_per_hour: app.quota.alarm_users_per_hour,
+        max_users_per_hour: app.quota.users_per_hour,
     }
 }
 
@@ -403,6 +417,18 @@ impl fmt::Display for AppDescription {
         } else {
             "keep nobody awake"
         };
-        writeln!(f, "  reads       {keeps}")
+        writeln!(f, "  reads       {keeps}")?;
+        let (connections, requests) = (self.max_connections, self.max_requests_per_second);
+        write!(
+            f,
+            "  limits      {connections} connections, {requests} requests a second"
+        )?;
+        if let Some(most) = self.max_users_per_hour {
+            write!(f, ", {most} users an hour")?;
+        }
+        if let Some(alarm) = self.alarm_users_per_hour {
+            write!(f, ", told beyond {alarm} users an hour")?;
+        }
+        writeln!(f)
     }
 }

@@ -14,7 +14,7 @@ use super::shape::keys_of;
 use super::value::{Rule, nearest};
 
 /// Sections that stand alone.
-const SINGLE: [&str; 4] = ["daemon", "refresh", "maintenance", "outbound"];
+const SINGLE: [&str; 5] = ["daemon", "refresh", "limits", "maintenance", "outbound"];
 /// Sections with a name, `[provider.NAME]`.
 const NAMED: [&str; 2] = ["provider", "app"];
 const SECRET_RULE: &str =

@@ -7,13 +7,13 @@ use url::Url;
 
 use super::client_secret::Credentials;
 use super::file::{Files, show};
-use super::shape::{DaemonShape, MaintenanceShape, OutboundShape, RefreshShape};
+use super::shape::{DaemonShape, MaintenanceShape, OutboundShape, QuotaShape, RefreshShape};
 use super::value::{self, Rule};
 use super::{
     App, AppPeer, Backup, Config, ConfigError, Daemon, Defaults, Description, LogFormat, LogUsers,
     Maintenance, Outbound, describe,
 };
-use super::{app, provider};
+use super::{Quota, app, provider, quota};
 
 /// Requests at once over all providers: well under the 1024 open files that are a common limit.
 const MAX_IN_FLIGHT: usize = 256;
@@ -79,6 +79,9 @@ fn read(
     let maintenance = maintenance(&mut files);
     let outbound = outbound(&mut files);
 
+    let limits: QuotaShape = files.section("limits");
+    let limits = quota::quota(&mut files, "limits", &limits, Quota::USUAL);
+
     let mut providers = BTreeMap::new();
     let provider_names = files.names("provider");
     for name in &provider_names {
@@ -88,7 +91,13 @@ fn read(
     }
     let mut apps = BTreeMap::new();
     for name in files.names("app") {
-        if let Some(app) = app::app(&mut files, &name, &daemon.app_socket_dir, &provider_names) {
+        if let Some(app) = app::app(
+            &mut files,
+            &name,
+            limits,
+            &daemon.app_socket_dir,
+            &provider_names,
+        ) {
             apps.insert(name, app);
         }
     }

@@ -10,6 +10,7 @@ mod describe;
 mod file;
 mod load;
 mod provider;
+mod quota;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::profile::Provider;
 
 pub use describe::{Description, describe};
 pub use load::{check, load};
+pub use quota::Quota;
 pub use value::{next_of_cron, positive_duration};
 
 /// A whole configuration that cannot hold nonsense. Made once by [`load()`]; there is no later check.
@@ -155,6 +157,8 @@ pub struct App {
     pub may: Verbs,
     /// Whether its reads keep users awake.
     pub counts_as_activity: bool,
+    /// How much of freshd it gets.
+    pub quota: Quota,
 }
 
 /// How an app is told from others.

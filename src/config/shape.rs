@@ -96,6 +96,16 @@ pub enum SecretShape {
     File(String),
 }
 
+/// `[limits]`: what apps have unless they say otherwise.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct QuotaShape {
+    pub max_connections: Option<i64>,
+    pub max_requests_per_second: Option<i64>,
+    pub alarm_users_per_hour: Option<i64>,
+    pub max_users_per_hour: Option<i64>,
+}
+
 /// `[app.NAME]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -109,6 +119,10 @@ pub struct AppShape {
     pub providers: Option<Vec<String>>,
     pub may: Option<Vec<String>>,
     pub counts_as_activity: Option<bool>,
+    pub max_connections: Option<i64>,
+    pub max_requests_per_second: Option<i64>,
+    pub alarm_users_per_hour: Option<i64>,
+    pub max_users_per_hour: Option<i64>,
 }
 
 /// A length of time as written; a type of its own so that a bare number gets the right advice.

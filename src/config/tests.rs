@@ -130,6 +130,7 @@ fn every_commented_key_of_the_example_is_right_and_no_key_is_missing_from_it() {
     let keys = [
         shape::keys_of::<shape::DaemonShape>(),
         shape::keys_of::<shape::RefreshShape>(),
+        shape::keys_of::<shape::QuotaShape>(),
         shape::keys_of::<shape::MaintenanceShape>(),
         shape::keys_of::<shape::OutboundShape>(),
         shape::keys_of::<shape::ProviderShape>(),
@@ -151,6 +152,13 @@ fn the_defaults_that_the_example_names_are_the_defaults() {
         .load(&uncommented(include_str!("../../config/freshd.toml")))
         .unwrap();
     named.providers.clear();
+    // The examples of the other two are not defaults: they are off.
+    let limits = Quota {
+        alarm_users_per_hour: None,
+        users_per_hour: None,
+        ..named.apps["nightly"].quota
+    };
+    assert_eq!(limits, Quota::USUAL);
     named.apps.clear();
     named.outbound = Outbound::default();
     // The example names a directory; without one there is no backup.
@@ -162,6 +170,55 @@ fn the_defaults_that_the_example_names_are_the_defaults() {
     // So with the metrics: the example's address is the usual one.
     assert!(named.daemon.metrics_listen.take().is_some());
     assert_eq!(named, bare);
+}
+
+#[test]
+fn an_app_overrides_the_limits_key_by_key() {
+    let fixture = Fixture::new();
+    let app = "unix-uid = 1\nproviders = [\"*\"]\nmay = [\"read\"]";
+    let text = format!(
+        "[limits]\nmax-connections = 7\nmax-users-per-hour = 100\n\
+         [app.a]\n{app}\nmax-connections = 9\nalarm-users-per-hour = 50\n[app.b]\n{}",
+        app.replace('1', "2")
+    );
+    let apps = fixture.load(&text).unwrap().apps;
+    let usual = Quota {
+        connections: 7,
+        users_per_hour: Some(100),
+        ..Quota::USUAL
+    };
+    let own = Quota {
+        connections: 9,
+        alarm_users_per_hour: Some(50),
+        ..usual
+    };
+    assert_eq!((apps["a"].quota, apps["b"].quota), (own, usual));
+    let bare = fixture.load(&format!("[app.a]\n{app}")).unwrap();
+    assert_eq!(bare.apps["a"].quota, Quota::USUAL);
+}
+
+#[test]
+fn a_limit_that_lets_nothing_through_or_an_alarm_beyond_its_cap_is_refused_by_name() {
+    let fixture = Fixture::new();
+    let app = "[app.a]\nunix-uid = 1\nproviders = [\"*\"]\nmay = [\"read\"]\n";
+    for (line, message) in [
+        (
+            "max-requests-per-second = 0",
+            "app.a.max-requests-per-second is 0 but must be from 1 to 1000000",
+        ),
+        (
+            "max-connections = -1",
+            "app.a.max-connections is -1 but must be from 1 to 1000000",
+        ),
+        (
+            "alarm-users-per-hour = 5\nmax-users-per-hour = 5",
+            "app.a.alarm-users-per-hour is 5 but must be under max-users-per-hour (5)",
+        ),
+    ] {
+        let errors = fixture.load(&format!("{app}{line}")).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].to_string().contains(message), "{}", errors[0]);
+    }
 }
 
 #[test]

@@ -66,7 +66,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::config::{Config, ConfigError};
+use crate::local_api::quotas::Quotas;
 use crate::local_api::rules::SharedRules;
+use crate::local_api::server::Access;
 use crate::metrics::Registry;
 use crate::store::{Kek, KeyError, OpenError, Options, Store, StoreError};
 
@@ -164,7 +166,9 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         .map(|provider| provider.policy.inactive_after)
         .min();
     let nightly = config.maintenance.backup.as_ref();
+    let running = clock.clone();
     let shared = Arc::new(Shared {
+        quotas: Arc::new(Quotas::new(Arc::new(move || running.running()))),
         started_at: clock.now(),
         clock,
         providers,
@@ -198,9 +202,13 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
     start::take_up(&shared, &live).await?;
     rotation::resume(&shared);
     reload::apply(&shared, &config, live).await;
-    let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&config)));
+    let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&shared, &config)));
     let keeper = Arc::new(keeper::Daemon(shared.clone()));
-    let mut sockets = Sockets::new(keeper, rules.clone(), passed);
+    let access = Access {
+        rules: rules.clone(),
+        quotas: shared.quotas.clone(),
+    };
+    let mut sockets = Sockets::new(keeper, access, passed);
     sockets.serve(&config)?;
     let scrapes = match config.daemon.metrics_listen {
         None => None,
@@ -295,7 +303,8 @@ impl Handle {
                 .serve(&with_old_daemon)
                 .map_err(|error| format!("{error}: {}", error.source))?;
         }
-        self.rules.store(Arc::new(reload::rules(&config)));
+        self.rules
+            .store(Arc::new(reload::rules(&self.shared, &config)));
         reload::apply(&self.shared, &config, live).await;
         tracing::info!(
             providers = config.providers.len(),

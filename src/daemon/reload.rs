@@ -8,6 +8,7 @@ use super::providers::Live;
 use super::shared::{Shared, lock};
 use crate::config::{App, AppPeer, Config, ConfigError};
 use crate::local_api::keeper::Audited;
+use crate::local_api::quotas::Quota;
 use crate::local_api::rules::{Rule, RulePeer, Rules};
 use crate::refresh::grant::GrantId;
 use crate::token_endpoint::{Client, ClientError, Outbound};
@@ -64,15 +65,12 @@ pub(super) fn clients(config: &Config) -> Result<BTreeMap<String, Arc<Live>>, Ap
         .collect()
 }
 
-/// Makes the rules of the local API.
-pub(super) fn rules(config: &Config) -> Rules {
-    Rules::new(
-        config
-            .apps
-            .iter()
-            .map(|(name, app)| rule(name, app))
-            .collect(),
-    )
+/// Makes the rules of the local API, and opens the accounts of their apps.
+pub(super) fn rules(shared: &Shared, config: &Config) -> Rules {
+    let apps = config.apps.iter();
+    let rules: Vec<Rule> = apps.map(|(name, app)| rule(name, app)).collect();
+    shared.quotas.configure(rules.iter());
+    Rules::new(rules)
 }
 
 fn rule(name: &str, app: &App) -> Rule {
@@ -90,6 +88,12 @@ fn rule(name: &str, app: &App) -> Rule {
         revoke: app.may.revoke,
         authorize: app.may.authorize,
         counts_as_activity: app.counts_as_activity,
+        quota: Quota {
+            connections: app.quota.connections,
+            requests_per_second: app.quota.requests_per_second,
+            alarm_users: app.quota.alarm_users_per_hour,
+            users: app.quota.users_per_hour,
+        },
     }
 }
 

@@ -32,6 +32,10 @@ pub(super) async fn page(shared: &Shared) -> String {
     page.add(&metrics::START_TIME, &[], seconds(shared.started_at));
     let streams = shared.live.listeners();
     page.add(&metrics::EVENT_STREAMS, &[], streams as f64);
+    for (app, kind, times) in shared.quotas.counts() {
+        let [quota, outcome] = kind.labels();
+        page.add(&metrics::OVER_QUOTA, &[&app, quota, outcome], times as f64);
+    }
     disk(shared, &mut page);
     schedule(shared, &mut page).await;
     grants(shared, &mut page).await;

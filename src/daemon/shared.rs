@@ -25,6 +25,7 @@ use super::providers::{Halt, Providers};
 use super::rotation::Progress;
 use super::slots::SlotTable;
 use crate::local_api::keeper::Token;
+use crate::local_api::quotas::Quotas;
 use crate::metrics::Registry;
 use crate::refresh::grant::{Grant, GrantId, GrantKey};
 use crate::refresh::horizon::{Due, Written};
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     pub(super) cache: Cache,
     pub(super) names: Names,
     pub(super) metrics: Registry,
+    pub(super) quotas: Arc<Quotas>,
     pub(super) driver: UnboundedSender<Event>,
     pub(super) held: Held,
     pub(super) live: Live,

@@ -15,8 +15,8 @@ use super::Passed;
 use super::keeper::Daemon;
 use crate::config::{AppPeer, Config};
 use crate::local_api::listen;
-use crate::local_api::rules::{SharedRules, SocketKind};
-use crate::local_api::server;
+use crate::local_api::rules::SocketKind;
+use crate::local_api::server::{self, Access};
 
 /// The group that may use the admin socket, where it exists.
 const ADMIN_GROUP: &str = "freshd-admin";
@@ -35,7 +35,7 @@ pub struct SocketError {
 /// The sockets that are being served, by path.
 pub(super) struct Sockets {
     keeper: Arc<Daemon>,
-    rules: SharedRules,
+    access: Access,
     serving: BTreeMap<PathBuf, Serving>,
     /// Passed by systemd and not yet used.
     passed: BTreeMap<PathBuf, UnixListener>,
@@ -48,10 +48,10 @@ struct Serving {
 }
 
 impl Sockets {
-    pub(super) fn new(keeper: Arc<Daemon>, rules: SharedRules, passed: Passed) -> Self {
+    pub(super) fn new(keeper: Arc<Daemon>, access: Access, passed: Passed) -> Self {
         Sockets {
             keeper,
-            rules,
+            access,
             serving: BTreeMap::new(),
             passed: passed.into_iter().collect(),
         }
@@ -124,7 +124,7 @@ impl Sockets {
             listener,
             kind.clone(),
             self.keeper.clone(),
-            self.rules.clone(),
+            self.access.clone(),
             async move {
                 // An error means that the sender is gone, and with it the daemon.
                 let _ = stopped.wait_for(|stop| *stop).await;

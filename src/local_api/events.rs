@@ -19,11 +19,12 @@ use hyper::body::Bytes;
 use hyper::header::CONTENT_TYPE;
 use tokio::sync::watch;
 
+use super::call::Call;
 use super::keeper::{EventStream, Events, Keeper};
 use super::limits::{Busy, Limits, Progress};
 use super::problem;
 use super::request::{self, Query};
-use super::routes::{Api, Call};
+use super::routes::Api;
 use super::rules::{Rule, Verb};
 use super::types::{EventView, Problem};
 

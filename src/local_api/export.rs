@@ -10,9 +10,10 @@ use hyper::body::Bytes;
 use hyper::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 
+use super::call::Call;
 use super::keeper::Keeper;
 use super::request::{self, Query};
-use super::routes::{Api, Call};
+use super::routes::Api;
 use super::types::Problem;
 
 /// The body of `POST /v1/export`.

@@ -82,6 +82,8 @@ impl Audited {
     pub const READ: &'static str = "read";
     /// A peer was refused, because no rule admits it.
     pub const REFUSED: &'static str = "refused";
+    /// An app has read the tokens of more users in an hour than is usual, or allowed.
+    pub const MANY_USERS: &'static str = "many-users";
     /// A reload changed rules or providers.
     pub const RULES_CHANGED: &'static str = "rules-changed";
     /// An admin made a copy of the store.

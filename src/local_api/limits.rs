@@ -13,9 +13,11 @@ use tokio::time::Sleep;
 /// The limits of one socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once; further ones are closed with a 503.
+    /// Connections at once; further ones are closed with a 503. Each app has its own quota as well.
     pub connections: usize,
-    /// How many of them may belong to peers that no rule admits: who gets nothing must not keep others out.
+    /// An app with fewer connections than this gets one also when all are taken.
+    pub reserved: usize,
+    /// Connections of peers that no rule admits: who gets nothing must not keep others out.
     pub strangers: usize,
     /// Event streams at once.
     pub streams: usize,
@@ -42,9 +44,11 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            connections: 1024,
+            // Four apps at their usual quota.
+            connections: 4096,
+            reserved: 16,
             strangers: 32,
-            // A quarter of the connections: the others are for those who ask.
+            // A small part of the connections: the others are for those who ask.
             streams: 256,
             streams_per_app: 16,
             head_bytes: 16 * 1024,

@@ -8,12 +8,17 @@
 //! | [`peer`] | who is at the other end, as the kernel says |
 //! | [`rules`] | what that peer may do (I7) |
 //! | [`listen`] | sockets bound without a moment open to all, or taken over from systemd |
-//! | [`server`] | connections, limits and deadlines; the token route's short way |
+//! | [`server`] | connections, and whether there is room for them |
+//! | `caller` | one connection's requests; the token route's short way |
+//! | `call` | one request's circumstances, and what its rule allows |
 //! | `request` | paths, queries and bodies, read strictly |
 //! | `routes` | all other routes |
 //! | `events` | the stream of events |
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
+//! | [`quotas`] | how much of freshd an app gets |
 
+mod call;
+mod caller;
 pub mod condition;
 mod events;
 pub mod export;
@@ -22,6 +27,7 @@ pub mod limits;
 pub mod listen;
 pub mod peer;
 pub mod problem;
+pub mod quotas;
 mod request;
 mod routes;
 pub mod rules;

@@ -269,9 +269,19 @@ pub fn too_many_streams(who: &str, limit: usize) -> Problem {
     .retry(Duration::from_secs(1))
 }
 
-/// 503: the socket has all the connections it takes.
-pub fn too_many_connections(limit: usize) -> Problem {
-    let detail = format!("this socket has {limit} connections, its limit; close idle ones");
+/// 429: `detail` names who, the quota, its value and the key that raises it.
+pub fn over_quota(detail: impl Into<String>) -> Problem {
+    problem(
+        "over-quota",
+        StatusCode::TOO_MANY_REQUESTS,
+        "Over quota",
+        detail,
+    )
+}
+
+/// 503: `who` has all the connections that it gets; `key` would raise that.
+pub fn too_many_connections(who: &str, limit: usize, key: &str) -> Problem {
+    let detail = format!("{who} has {limit} connections, its limit ({key}); close idle ones");
     let title = "Too many connections";
     problem(
         "too-many-connections",
@@ -373,6 +383,7 @@ mod tests {
             (grant_exists(&key, 3), "grant-exists", 409),
             (too_large(1), "too-large", 413),
             (too_many_streams("x", 1), "too-many-streams", 429),
+            (over_quota("x"), "over-quota", 429),
             (internal(), "internal", 500),
             (refresh_failed("connect", second), "refresh-failed", 503),
             (
@@ -384,7 +395,11 @@ mod tests {
             (moved(), "moved", 503),
             (busy("a backup is being made"), "busy", 503),
             (deadline_exceeded(second), "deadline-exceeded", 503),
-            (too_many_connections(1), "too-many-connections", 503),
+            (
+                too_many_connections("x", 1, "y"),
+                "too-many-connections",
+                503,
+            ),
             (store_unavailable("disk full"), "store-unavailable", 507),
         ];
         for (problem, kind, status) in all {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::peer::{self, Peer, PeerError};
+use super::quotas::Quota;
 
 /// The rules in force; a reload stores new ones, and open connections follow with their next request.
 pub type SharedRules = Arc<ArcSwap<Rules>>;
@@ -63,6 +64,8 @@ pub struct Rule {
     pub authorize: bool,
     /// Whether its reads keep users awake where a request does not say.
     pub counts_as_activity: bool,
+    /// How much of freshd it gets.
+    pub quota: Quota,
 }
 
 /// What a route asks permission for.
@@ -246,6 +249,7 @@ fn admin() -> Rule {
         revoke: true,
         authorize: true,
         counts_as_activity: false,
+        quota: Quota::UNLIMITED,
     }
 }
 

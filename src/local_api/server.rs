@@ -1,33 +1,29 @@
-//! Connections: who is there, what they may do, and their requests one after the other.
+//! Connections: who is there, whether there is room for them, and how a socket begins and ends.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::response::IntoResponse;
-use http_body_util::{Either, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, REFERER};
-use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc};
-use tower::ServiceExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::events::{Circumstances, Streams};
+use super::caller::Caller;
+use super::events::Streams;
 use super::keeper::{Audited, Keeper};
 use super::limits::{Deadlines, Limits, Progress};
 use super::peer::{Peer, PeerError};
 use super::problem;
-use super::request::{self, NAMESPACE_HEADER, Names};
-use super::routes::{self, Api, Call};
+use super::quotas::{Party, Place, Quotas, Turn};
+use super::routes::{self, Api};
 use super::rules::{Denied, Rule, Rules, SharedRules, SocketKind};
 use super::types::Problem;
 
@@ -37,10 +33,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At a shutdown, who has connected and not asked yet gets so long to do it.
 const FIRST_REQUEST: Duration = Duration::from_millis(500);
 
+/// Who opens connections too fast is hung up on for so long.
+const STORM: Duration = Duration::from_millis(100);
+
 /// The log remembers so many refused uids, in order to name each once.
 const REMEMBERED: usize = 1024;
 
-type Answer = Response<Either<Full<Bytes>, Body>>;
+/// So many file descriptors, or a quarter of all if that is less, are not for apps: the admin socket, the store and
+/// requests to providers have them.
+const RESERVED_FILES: u64 = 512;
 
 /// Serves a socket until `shutdown` completes, with the usual [`Limits`]. See [`serve_with`].
 ///
@@ -51,10 +52,19 @@ pub async fn serve<K: Keeper>(
     listener: UnixListener,
     kind: SocketKind,
     keeper: Arc<K>,
-    rules: SharedRules,
+    access: Access,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_with(listener, kind, keeper, rules, shutdown, Limits::default()).await
+    serve_with(listener, kind, keeper, access, shutdown, Limits::default()).await
+}
+
+/// Who gets in, and how much of freshd they get: the same for all sockets.
+#[derive(Clone)]
+pub struct Access {
+    /// The rules in force.
+    pub rules: SharedRules,
+    /// What was counted of each app. The admin socket does not ask: nobody's flood is felt there.
+    pub quotas: Arc<Quotas>,
 }
 
 /// Serves a socket until `shutdown` completes; then accepts nothing more, closes idle connections, and
@@ -70,27 +80,25 @@ pub async fn serve_with<K: Keeper>(
     listener: UnixListener,
     kind: SocketKind,
     keeper: Arc<K>,
-    rules: SharedRules,
+    access: Access,
     shutdown: impl Future<Output = ()>,
     limits: Limits,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let strangers = Arc::new(Semaphore::new(limits.strangers));
-    let server = Arc::new(Server::new(kind, keeper, rules, limits));
+    let server = Arc::new(Server::new(kind, keeper, access, limits));
     let graceful = GracefulShutdown::new();
     let (newcomer, mut newcomers) = mpsc::channel::<Infallible>(1);
-    let mut was_full = false;
+    let mut stormers = Stormers::default();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener, &mut stormers, &server) => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(socket = %server.kind, %error, "accept-failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -98,29 +106,23 @@ pub async fn serve_with<K: Keeper>(
             }
         };
         let peer = Peer::of(&stream);
-        let mut strangers_place = None;
-        if let Err(denied) = server.rule_of(&peer, &server.rules.load_full()) {
-            strangers_place = Arc::clone(&strangers).try_acquire_owned().ok();
-            if strangers_place.is_none() {
-                server.note_refusal(&server.rules.load_full(), peer.as_ref().ok(), &denied);
-                turn_away(&stream, server.limits.strangers);
+        let admission = match server.admit(&stream, &peer) {
+            Ok(admission) => admission,
+            Err(problem) => {
+                turn_away(&stream, &problem);
+                if problem.status == 429
+                    && let Some(party) = server.party_now(&peer)
+                {
+                    stormers.add(party, server.access.quotas.running());
+                }
                 continue;
             }
-        }
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            if !was_full {
-                let limit = server.limits.connections;
-                tracing::warn!(socket = %server.kind, limit, "connections-full");
-            }
-            was_full = true;
-            turn_away(&stream, server.limits.connections);
-            continue;
         };
-        was_full = false;
         let connection = server.connection(stream, peer, &graceful, newcomer.clone());
         tokio::spawn(async move {
+            admission.turn.come().await;
             connection.await;
-            drop((place, strangers_place));
+            drop(admission);
         });
     }
     drop(listener);
@@ -132,12 +134,62 @@ pub async fn serve_with<K: Keeper>(
     Ok(())
 }
 
+/// Who opened connections too fast a moment ago. Until that is over they are hung up on without a word and without
+/// anything being done for them: the others wait behind them in the listener's queue.
+#[derive(Default)]
+struct Stormers(HashMap<u32, (Duration, Party)>);
+
+impl Stormers {
+    fn add(&mut self, party: Party, now: Duration) {
+        if self.0.len() >= REMEMBERED {
+            self.0.clear();
+        }
+        if let Some(uid) = party.uid() {
+            self.0.insert(uid, (now + STORM, party));
+        }
+    }
+
+    /// Whether to hang up on this connection.
+    fn sent(&mut self, stream: &UnixStream, quotas: &Quotas) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+        let Some((uid, (until, party))) = uid.and_then(|uid| Some((uid, self.0.get(&uid)?))) else {
+            return false;
+        };
+        if quotas.running() < *until {
+            party.hung_up();
+            return true;
+        }
+        self.0.remove(&uid);
+        false
+    }
+}
+
+/// Returns the next connection that is none of a storm's.
+async fn accept<K: Keeper>(
+    listener: &tokio::net::UnixListener,
+    stormers: &mut Stormers,
+    server: &Server<K>,
+) -> io::Result<UnixStream> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        if !stormers.sent(&stream, &server.access.quotas) {
+            return Ok(stream);
+        }
+    }
+}
+
 /// Tells a client that there is no room, as far as that goes without waiting for it.
-fn turn_away(stream: &UnixStream, limit: usize) {
-    let problem = problem::too_many_connections(limit);
-    let body = serde_json::to_string(&problem).expect("a struct of strings and numbers is JSON");
+fn turn_away(stream: &UnixStream, problem: &Problem) {
+    let body = serde_json::to_string(problem).expect("a struct of strings and numbers is JSON");
+    let status = match problem.status {
+        429 => "429 Too Many Requests",
+        _ => "503 Service Unavailable",
+    };
     let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncache-control: no-store\r\nretry-after: 1\r\n\
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncache-control: no-store\r\nretry-after: 1\r\n\
          content-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -145,14 +197,27 @@ fn turn_away(stream: &UnixStream, limit: usize) {
     let _ = stream.try_write(answer.as_bytes());
 }
 
+/// What a connection has taken, and when its turn is.
+struct Admission {
+    turn: Turn,
+    _place: Option<Place>,
+    _of_all: Option<OwnedSemaphorePermit>,
+}
+
 /// What the connections of a socket share.
-struct Server<K> {
-    kind: SocketKind,
-    keeper: Arc<K>,
-    rules: SharedRules,
-    router: Router,
-    limits: Arc<Limits>,
-    streams: Arc<Streams>,
+pub(super) struct Server<K> {
+    pub(super) kind: SocketKind,
+    pub(super) keeper: Arc<K>,
+    pub(super) access: Access,
+    /// All its connections.
+    places: Arc<Semaphore>,
+    /// Whether the last connection found none.
+    full: AtomicBool,
+    /// The first file descriptor that is not for a connection here.
+    files: u64,
+    pub(super) router: Router,
+    pub(super) limits: Arc<Limits>,
+    pub(super) streams: Arc<Streams>,
     refused: Mutex<Refused>,
 }
 
@@ -163,7 +228,7 @@ struct Refused {
 }
 
 impl<K: Keeper> Server<K> {
-    fn new(kind: SocketKind, keeper: Arc<K>, rules: SharedRules, limits: Limits) -> Self {
+    fn new(kind: SocketKind, keeper: Arc<K>, access: Access, limits: Limits) -> Self {
         let limits = Arc::new(limits);
         let api = Api {
             keeper: Arc::clone(&keeper),
@@ -171,18 +236,83 @@ impl<K: Keeper> Server<K> {
         };
         let router = routes::router(&kind, api);
         let refused = Mutex::new(Refused {
-            rules: rules.load_full(),
+            rules: access.rules.load_full(),
             uids: HashSet::new(),
         });
         Server {
+            files: match kind {
+                SocketKind::Admin => u64::MAX,
+                SocketKind::Shared | SocketKind::App(_) => files_for_apps(),
+            },
             kind,
             keeper,
-            rules,
+            access,
+            places: Arc::new(Semaphore::new(limits.connections)),
+            full: AtomicBool::new(false),
             router,
             streams: Arc::new(Streams::new(Arc::clone(&limits))),
             limits,
             refused,
         }
+    }
+
+    /// Finds a place for a new connection.
+    ///
+    /// # Errors
+    ///
+    /// What its peer is told: the app, or the socket, or the process has as many as it may.
+    fn admit(
+        &self,
+        stream: &UnixStream,
+        peer: &Result<Peer, PeerError>,
+    ) -> Result<Admission, Problem> {
+        let rules = self.access.rules.load();
+        let matched = self.rule_of(peer, &rules);
+        let mut admission = Admission {
+            turn: Turn::Now,
+            _place: None,
+            _of_all: Arc::clone(&self.places).try_acquire_owned().ok(),
+        };
+        let mut has_few = false;
+        if let Some(party) = self.party(peer, &matched) {
+            let (place, turn) = party.connect().inspect_err(|_| {
+                if let Err(denied) = &matched {
+                    self.note_refusal(&rules, peer.as_ref().ok(), denied);
+                }
+            })?;
+            has_few = party.open() <= self.limits.reserved;
+            (admission._place, admission.turn) = (Some(place), turn);
+        }
+        let limit = self.limits.connections;
+        let taken = admission._of_all.is_none() && !has_few;
+        if taken && !self.full.swap(true, Ordering::Relaxed) {
+            tracing::warn!(socket = %self.kind, limit, "connections-full");
+        }
+        let descriptor = u64::try_from(stream.as_raw_fd()).unwrap_or(u64::MAX);
+        if taken || descriptor >= self.files {
+            let problem = problem::too_many_connections("this socket", limit, "fixed");
+            return Err(problem);
+        }
+        if self.places.available_permits() > limit / 10 {
+            self.full.store(false, Ordering::Relaxed);
+        }
+        Ok(admission)
+    }
+
+    /// Returns on whose account a peer is by the rules of now.
+    fn party_now(&self, peer: &Result<Peer, PeerError>) -> Option<Party> {
+        self.party(peer, &self.rule_of(peer, &self.access.rules.load()))
+    }
+
+    /// Returns on whose account a peer is. Nobody counts what comes by the admin socket.
+    pub(super) fn party(
+        &self,
+        peer: &Result<Peer, PeerError>,
+        matched: &Result<Arc<Rule>, Denied>,
+    ) -> Option<Party> {
+        let (peer, rule) = (peer.as_ref().ok(), matched.as_deref().ok());
+        let quotas = &self.access.quotas;
+        (self.kind != SocketKind::Admin).then(|| quotas.party(peer, rule, self.limits.strangers))
     }
 
     /// Returns the future that serves one connection to its end. It drops `newcomer` with the first request.
@@ -195,12 +325,7 @@ impl<K: Keeper> Server<K> {
     ) -> impl Future<Output = ()> + Send + use<K> {
         let progress = Arc::new(Progress::default());
         let io = Deadlines::new(stream, Arc::clone(&progress), Arc::clone(&self.limits));
-        let caller = Arc::new(Caller {
-            server: Arc::clone(self),
-            peer,
-            progress: Arc::clone(&progress),
-            matched: Mutex::new(None),
-        });
+        let caller = Arc::new(Caller::new(self, peer, &progress));
         let newcomer = Mutex::new(Some(newcomer));
         let service = hyper::service::service_fn(move |request| {
             drop(
@@ -229,7 +354,7 @@ impl<K: Keeper> Server<K> {
         }
     }
 
-    fn rule_of(
+    pub(super) fn rule_of(
         &self,
         peer: &Result<Peer, PeerError>,
         rules: &Arc<Rules>,
@@ -241,7 +366,7 @@ impl<K: Keeper> Server<K> {
     }
 
     /// Logs a refusal once for each uid and set of rules: who polls does not flood the log. The audit counts them all.
-    fn note_refusal(&self, rules: &Arc<Rules>, peer: Option<&Peer>, denied: &Denied) {
+    pub(super) fn note_refusal(&self, rules: &Arc<Rules>, peer: Option<&Peer>, denied: &Denied) {
         self.keeper.audit(Audited {
             action: Audited::REFUSED,
             by: peer.map_or("unknown".to_owned(), |peer| format!("uid {}", peer.uid)),
@@ -269,152 +394,9 @@ impl<K: Keeper> Server<K> {
     }
 }
 
-/// The peer of one connection, and what the rules said about it when last asked.
-struct Caller<K> {
-    server: Arc<Server<K>>,
-    peer: Result<Peer, PeerError>,
-    progress: Arc<Progress>,
-    matched: Mutex<Option<Matched>>,
-}
-
-struct Matched {
-    rules: Arc<Rules>,
-    outcome: Result<Arc<Rule>, Denied>,
-}
-
-impl<K: Keeper> Caller<K> {
-    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answer {
-        let limit = self.server.limits.request;
-        let mut answer = match tokio::time::timeout(limit, self.route(request)).await {
-            Ok(answer) => answer.unwrap_or_else(refusal),
-            Err(_) => refusal(problem::deadline_exceeded(limit)),
-        };
-        answer
-            .headers_mut()
-            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        answer
-    }
-
-    async fn route(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Answer, Problem> {
-        for header in [ORIGIN, REFERER] {
-            if request.headers().contains_key(&header) {
-                let detail = format!(
-                    "requests with the header {header} come from web pages, which get nothing"
-                );
-                return Err(problem::forbidden(detail));
-            }
-        }
-        let path = request.uri().path();
-        if path != "/healthz" {
-            let rule = self.rule()?;
-            let namespace = self.namespace(&request, &rule)?;
-            let call = Call {
-                rule,
-                namespace,
-                names: Names::of(path)?,
-                admin: self.admin(),
-            };
-            if routes::is_token_path(path) {
-                return self.token(&call, &request).await;
-            }
-            if path == "/v1/events" {
-                let circumstances = self.circumstances();
-                request.extensions_mut().insert(circumstances);
-            }
-            request.extensions_mut().insert(call);
-        }
-        let request = request.map(Body::new);
-        let answer = self.server.router.clone().oneshot(request).await;
-        Ok(answer
-            .unwrap_or_else(|never: Infallible| match never {})
-            .map(Either::Right))
-    }
-
-    /// Returns the peer's uid, on the admin socket.
-    fn admin(&self) -> Option<u32> {
-        let admin = self.server.kind == SocketKind::Admin;
-        self.peer
-            .as_ref()
-            .ok()
-            .filter(|_| admin)
-            .map(|peer| peer.uid)
-    }
-
-    fn circumstances(self: &Arc<Self>) -> Circumstances {
-        let caller = Arc::clone(self);
-        Circumstances {
-            admission: Arc::new(move || caller.rule()),
-            admin: self.server.kind == SocketKind::Admin,
-            progress: Arc::clone(&self.progress),
-            streams: Arc::clone(&self.server.streams),
-        }
-    }
-
-    async fn token(&self, call: &Call, request: &Request<Incoming>) -> Result<Answer, Problem> {
-        if request.method() != Method::GET {
-            let (method, path) = (request.method().as_str(), request.uri().path());
-            let problem =
-                problem::method_not_allowed(&request::shown(method), &request::shown(path));
-            let mut answer = refusal(problem);
-            answer
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET"));
-            return Ok(answer);
-        }
-        let body = routes::token(&*self.server.keeper, call, request.uri()).await?;
-        let mut answer = Response::new(Either::Left(Full::from(body)));
-        let json = HeaderValue::from_static("application/json");
-        answer.headers_mut().insert(CONTENT_TYPE, json);
-        Ok(answer)
-    }
-
-    /// Returns the rule for this peer by the rules of now, which a reload may have changed.
-    fn rule(&self) -> Result<Arc<Rule>, Problem> {
-        let rules = self.server.rules.load();
-        let mut matched = self.matched.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = matched
-            .take()
-            .filter(|known| Arc::ptr_eq(&known.rules, &rules));
-        let known = matched.insert(known.unwrap_or_else(|| self.match_rules(&rules)));
-        known
-            .outcome
-            .clone()
-            .map_err(|denied| problem::forbidden(denied.detail(self.peer.as_ref().ok())))
-    }
-
-    fn match_rules(&self, rules: &Arc<Rules>) -> Matched {
-        let outcome = self.server.rule_of(&self.peer, rules);
-        if let Err(denied) = &outcome {
-            self.server
-                .note_refusal(rules, self.peer.as_ref().ok(), denied);
-        }
-        Matched {
-            rules: Arc::clone(rules),
-            outcome,
-        }
-    }
-
-    /// Returns the namespace the request names: any on the admin socket, elsewhere only the rule's own.
-    fn namespace(
-        &self,
-        request: &Request<Incoming>,
-        rule: &Rule,
-    ) -> Result<Option<String>, Problem> {
-        if !request.headers().contains_key(NAMESPACE_HEADER) {
-            return Ok(None);
-        }
-        let named = request::namespace(request.headers())?;
-        if self.server.kind != SocketKind::Admin && named.as_ref() != Some(&rule.namespace) {
-            let detail = format!(
-                "the rule of app {:?} has namespace {:?} and no other; leave out the header Freshd-Namespace",
-                rule.app, rule.namespace
-            );
-            return Err(problem::forbidden(detail));
-        }
-        Ok(named)
-    }
-}
-
-fn refusal(problem: Problem) -> Answer {
-    problem.into_response().map(Either::Right)
+/// Returns the first file descriptor that is not for apps.
+fn files_for_apps() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = limit.current.unwrap_or(u64::MAX);
+    limit - RESERVED_FILES.min(limit / 4)
 }

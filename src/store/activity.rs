@@ -15,7 +15,7 @@ impl Store {
         user: &str,
     ) -> Result<Option<UnixTime>, StoreError> {
         let (namespace, user) = (namespace.to_owned(), user.to_owned());
-        self.read(move |session| {
+        self.read_for_caller(move |session| {
             let sql = "SELECT last_active_at FROM activity WHERE namespace = ?1 AND user = ?2";
             session.first(sql, [namespace, user], |row| time(row, 0))
         })

@@ -109,7 +109,7 @@ impl Store {
     /// from a copy, the page begins with what is kept and says that it is not complete.
     pub async fn events_after(&self, after: u64, limit: usize) -> Result<EventPage, StoreError> {
         let mut page = self
-            .read(move |session| page(session, after, limit))
+            .read_for_caller(move |session| page(session, after, limit))
             .await?;
         let gone = &self.inner.gone;
         for (grant, event) in &mut page.rows {

@@ -8,6 +8,7 @@ use super::erasures;
 use super::events;
 use super::fingerprints::{self, Remembered};
 use super::history::{self, By, Entry, Event};
+use super::reader::For;
 use super::revocations::{self, Revocable};
 use super::rows::{self, Opened, SealedTokens, millis, select_grant};
 use super::seal::Purpose;
@@ -73,7 +74,8 @@ impl Store {
     /// Returns one grant.
     pub async fn grant(&self, key: &GrantKey) -> Result<Option<Grant>, StoreError> {
         let key = key.clone();
-        self.read(move |session| rows::by_key(session, &key)).await
+        self.read_for_caller(move |session| rows::by_key(session, &key))
+            .await
     }
 
     /// Returns one grant by its row number.
@@ -89,7 +91,7 @@ impl Store {
     ) -> Result<Option<Readable>, StoreError> {
         let key = key.clone();
         let found = self
-            .opened(Purpose::Access, at, move |session| {
+            .opened(For::Caller, Purpose::Access, at, move |session| {
                 rows::by_key(session, &key)
             })
             .await?;
@@ -106,7 +108,7 @@ impl Store {
         at: UnixTime,
     ) -> Result<Option<Attemptable>, StoreError> {
         let found = self
-            .opened(Purpose::Refresh, at, move |session| {
+            .opened(For::Daemon, Purpose::Refresh, at, move |session| {
                 rows::by_id(session, id)
             })
             .await?;
@@ -119,6 +121,7 @@ impl Store {
     /// Reads a grant and opens one of its tokens.
     async fn opened<F>(
         &self,
+        whom: For,
         purpose: Purpose,
         at: UnixTime,
         find: F,
@@ -126,15 +129,17 @@ impl Store {
     where
         F: Fn(&Session<'_>) -> Result<Option<Grant>, Trouble> + Send + 'static,
     {
-        let read = self
-            .read(move |session| match find(session)? {
-                Some(grant) => {
-                    let opened = rows::open(session, &grant, purpose)?;
-                    Ok(Some((grant, opened)))
-                }
-                None => Ok(None),
-            })
-            .await?;
+        let open = move |session: &Session<'_>| match find(session)? {
+            Some(grant) => {
+                let opened = rows::open(session, &grant, purpose)?;
+                Ok(Some((grant, opened)))
+            }
+            None => Ok(None),
+        };
+        let read = match whom {
+            For::Caller => self.read_for_caller(open).await?,
+            For::Daemon => self.read(open).await?,
+        };
         let Some((grant, opened)) = read else {
             return Ok(None);
         };
@@ -151,7 +156,7 @@ impl Store {
         user: &str,
     ) -> Result<Vec<Grant>, StoreError> {
         let (namespace, user) = (namespace.to_owned(), user.to_owned());
-        self.read(move |session| {
+        self.read_for_caller(move |session| {
             session.all(
                 select_grant!(
                     "WHERE g.namespace = ?1 AND g.user = ?2 ORDER BY g.provider, g.account"

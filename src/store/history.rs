@@ -189,7 +189,7 @@ impl Store {
     /// Returns a grant and its story, the oldest entry first, as they were at one moment.
     pub async fn history(&self, key: &GrantKey) -> Result<Option<(Grant, Vec<Entry>)>, StoreError> {
         let key = key.clone();
-        self.read(move |session| {
+        self.read_for_caller(move |session| {
             let Some(grant) = rows::by_key(session, &key)? else {
                 return Ok(None);
             };

@@ -81,7 +81,7 @@ pub use stored_row::{opens_as_sealed, read_untrusted_row};
 
 use erasures::Erasures;
 use keyring::SharedKeyring;
-use reader::Readers;
+use reader::{For, Readers};
 use session::{Disk, Session, Trouble};
 use spill::Spill;
 use tokio::sync::oneshot;
@@ -255,7 +255,15 @@ impl Store {
         &self,
         work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, StoreError> {
-        answered(self.inner.readers.submit(work)).await
+        answered(self.inner.readers.submit(For::Daemon, work)).await
+    }
+
+    /// Reads for a caller: after the daemon's own reads, and never with all readers.
+    async fn read_for_caller<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        answered(self.inner.readers.submit(For::Caller, work)).await
     }
 
     async fn write<T: Send + 'static>(

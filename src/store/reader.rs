@@ -1,7 +1,10 @@
 //! A few threads read, each with a connection of its own and one short transaction per verb.
+//!
+//! Reads that callers ask for may come in floods; the schedule's and an admin's come before them, and one thread does
+//! nothing else.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -12,14 +15,50 @@ use super::keyring::SharedKeyring;
 use super::session::{Disk, Session, Trouble};
 use super::writer::lock;
 
-/// As many as keep a small host's cores busy; a read takes microseconds.
+/// As many as keep a small host's cores busy; a read takes microseconds. The first is not for callers.
 pub(super) const READERS: usize = 3;
+
+/// Who wants to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    /// Whoever asks for a grant or a user.
+    Caller,
+    /// The schedule, an attempt, an admin.
+    Daemon,
+}
 
 type Job = Box<dyn FnOnce(&Session<'_>) + Send>;
 
+#[derive(Default)]
+struct Queue {
+    callers: VecDeque<Job>,
+    daemon: VecDeque<Job>,
+    closed: bool,
+}
+
+impl Queue {
+    /// Returns the next job for a thread; `reserved` is the one that does nothing for callers.
+    fn next(&mut self, reserved: bool) -> Option<Job> {
+        match self.daemon.pop_front() {
+            None if !reserved => self.callers.pop_front(),
+            job => job,
+        }
+    }
+}
+
+/// What waits, and how the threads learn of it.
+#[derive(Default)]
+struct Waiting {
+    queue: Mutex<Queue>,
+    /// For the thread that does nothing for callers.
+    reserved: Condvar,
+    /// For the others.
+    arrived: Condvar,
+}
+
 /// The way to the reader threads.
 pub(super) struct Readers {
-    jobs: Mutex<Option<Sender<Job>>>,
+    waiting: Arc<Waiting>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -30,20 +69,19 @@ impl Readers {
         keyring: &Arc<SharedKeyring>,
         disk: &Arc<Disk>,
     ) -> std::io::Result<Readers> {
-        let (jobs, waiting) = channel();
-        let waiting = Arc::new(Mutex::new(waiting));
+        let waiting = Arc::new(Waiting::default());
         let mut threads = Vec::new();
-        for conn in conns {
+        for (nth, conn) in conns.into_iter().enumerate() {
             let (waiting, keyring, disk) =
                 (Arc::clone(&waiting), Arc::clone(keyring), Arc::clone(disk));
             threads.push(
                 std::thread::Builder::new()
                     .name("store-reader".into())
-                    .spawn(move || serve(&conn, &keyring, &disk, &waiting))?,
+                    .spawn(move || serve(&conn, &keyring, &disk, &waiting, nth == 0))?,
             );
         }
         Ok(Readers {
-            jobs: Mutex::new(Some(jobs)),
+            waiting,
             threads: Mutex::new(threads),
         })
     }
@@ -51,6 +89,7 @@ impl Readers {
     /// Queues `work` for the next free thread.
     pub(super) fn submit<T: Send + 'static>(
         &self,
+        whom: For,
         work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
     ) -> oneshot::Receiver<Result<T, StoreError>> {
         let (caller, answer) = oneshot::channel();
@@ -61,32 +100,60 @@ impl Readers {
             }
             let _ = caller.send(read.map_err(|trouble| trouble.store_error()));
         });
+        let mut queue = lock(&self.waiting.queue);
         // Where nobody reads any more, the dropped job tells its caller.
-        if let Some(jobs) = &*lock(&self.jobs) {
-            let _ = jobs.send(job);
+        if !queue.closed {
+            match whom {
+                For::Caller => queue.callers.push_back(job),
+                For::Daemon => {
+                    queue.daemon.push_back(job);
+                    self.waiting.reserved.notify_one();
+                }
+            }
+            drop(queue);
+            self.waiting.arrived.notify_one();
         }
         answer
     }
 
     /// Ends the threads after what is queued. Blocks meanwhile.
     pub(super) fn close(&self) {
-        lock(&self.jobs).take();
+        lock(&self.waiting.queue).closed = true;
+        self.waiting.reserved.notify_all();
+        self.waiting.arrived.notify_all();
         for thread in lock(&self.threads).drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-fn serve(conn: &Connection, keyring: &SharedKeyring, disk: &Disk, waiting: &Mutex<Receiver<Job>>) {
+fn serve(
+    conn: &Connection,
+    keyring: &SharedKeyring,
+    disk: &Disk,
+    waiting: &Waiting,
+    reserved: bool,
+) {
+    let arrived = match reserved {
+        true => &waiting.reserved,
+        false => &waiting.arrived,
+    };
+    let mut queue = lock(&waiting.queue);
     loop {
-        // A statement of its own, so that the lock is free before the job runs.
-        let job = lock(waiting).recv();
-        let Ok(job) = job else { return };
-        job(&Session {
-            conn,
-            keyring: &keyring.read(),
-            disk,
-        });
+        if let Some(job) = queue.next(reserved) {
+            drop(queue);
+            job(&Session {
+                conn,
+                keyring: &keyring.read(),
+                disk,
+            });
+            queue = lock(&waiting.queue);
+        } else if queue.closed {
+            return;
+        } else {
+            let woken = arrived.wait(queue);
+            queue = woken.unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -99,4 +166,26 @@ fn in_transaction<T>(
     // A transaction left open would keep the log from ever being reused.
     session.conn.execute_batch("ROLLBACK")?;
     read
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemons_reads_come_first_and_one_thread_does_nothing_else() {
+        let mut queue = Queue::default();
+        let job = || -> Job { Box::new(|_| ()) };
+        queue.callers.extend([job(), job()]);
+        assert!(queue.next(true).is_none());
+        queue.daemon.extend([job(), job()]);
+        let left = |queue: &Queue| (queue.callers.len(), queue.daemon.len());
+        assert!(queue.next(true).is_some());
+        assert_eq!(left(&queue), (2, 1));
+        assert!(queue.next(false).is_some());
+        assert_eq!(left(&queue), (2, 0));
+        assert!(queue.next(true).is_none());
+        assert!(queue.next(false).is_some());
+        assert_eq!(left(&queue), (1, 0));
+    }
 }

@@ -47,6 +47,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use freshd::local_api::keeper::{Token, TokenRequest};
+use freshd::local_api::quotas::Quotas;
 use freshd::local_api::types::Problem;
 use freshd::refresh::grant::{GrantKey, PauseReason, Standing};
 use freshd::refresh::time::UnixTime;
@@ -170,6 +171,7 @@ impl Daemon {
         let states = world.durable.borrow().providers.clone();
         let inactive_after = inactive_after.min().unwrap_or_default();
         let shared = Arc::new(Shared {
+            quotas: Arc::new(Quotas::new(Arc::new(|| Duration::ZERO))),
             clock: clock::Clock,
             providers: Providers::new(store.clone(), driver.clone(), states),
             slots: Default::default(),

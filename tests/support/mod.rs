@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod django_server;
 pub mod fake_clock;
 pub mod faulty_server;
+pub mod flood;
 pub mod http;
 pub mod listener;
 pub mod node_server;

@@ -116,6 +116,7 @@ async fn a_request_has_a_deadline_as_a_whole() {
 async fn connections_beyond_the_cap_are_turned_away_until_one_ends() {
     let limits = Limits {
         connections: 2,
+        reserved: 0,
         ..Limits::default()
     };
     let site = Site::limited(SocketKind::Shared, vec![rule()], limits);
@@ -146,7 +147,8 @@ async fn connections_beyond_the_cap_are_turned_away_until_one_ends() {
 #[tokio::test]
 async fn peers_without_a_rule_cannot_take_the_places_of_those_with_one() {
     let limits = Limits {
-        strangers: 2,
+        // One uid of them gets half.
+        strangers: 4,
         ..Limits::default()
     };
     let site = Site::limited(SocketKind::Shared, vec![], limits);

@@ -2,6 +2,7 @@
 
 mod connections;
 mod events;
+mod quotas;
 mod refusals;
 mod routes;
 
@@ -25,7 +26,10 @@ use super::keeper::{
     AuditRequest, Audited, EventStream, Events, Keeper, ListRequest, Target, Token, TokenRequest,
 };
 use super::limits::Limits;
+use super::quotas::tests::TestClock;
+use super::quotas::{Quota, Quotas};
 use super::rules::{Rule, RulePeer, Rules, SharedRules, SocketKind};
+use super::server::Access;
 use super::types::{
     AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportAnswer,
     ImportRequest, KeysView, Problem, ProviderList, ProviderStanding, RenewalView, Status,
@@ -365,6 +369,7 @@ fn rule() -> Rule {
         revoke: true,
         authorize: true,
         counts_as_activity: true,
+        quota: Quota::UNLIMITED,
     }
 }
 
@@ -373,6 +378,8 @@ struct Site {
     directory: tempfile::TempDir,
     keeper: Arc<Recorder>,
     rules: SharedRules,
+    quotas: Arc<Quotas>,
+    clock: TestClock,
     stop: oneshot::Sender<()>,
     server: JoinHandle<std::io::Result<()>>,
 }
@@ -403,15 +410,23 @@ impl Site {
         });
         let rules = Arc::new(ArcSwap::from_pointee(Rules::new(rules)));
         let (stop, stopped) = oneshot::channel();
-        let (for_server, rules_too) = (Arc::clone(&keeper), Arc::clone(&rules));
+        let clock = TestClock::default();
+        let quotas = Arc::new(Quotas::new(clock.running()));
+        let for_server = Arc::clone(&keeper);
+        let access = Access {
+            rules: Arc::clone(&rules),
+            quotas: Arc::clone(&quotas),
+        };
         let server = tokio::spawn(async move {
             let stopped = async { stopped.await.unwrap_or(()) };
-            server::serve_with(listener, kind, for_server, rules_too, stopped, limits).await
+            server::serve_with(listener, kind, for_server, access, stopped, limits).await
         });
         Site {
             directory,
             keeper,
             rules,
+            quotas,
+            clock,
             stop,
             server,
         }

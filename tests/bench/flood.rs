@@ -1,0 +1,172 @@
+//! How much slower one user's reads are while another floods: `cargo bench --bench flood`, as root.
+//!
+//! Two real uids, each an app of its own with the usual limits, on the shared socket. In turn: nothing else runs (quiet);
+//! the flooder does all it can to a listener that is not freshd (beside: its share of the processors is gone, and nothing
+//! else); it does the same to freshd (flood). Several rounds, so that whatever else the machine does meets all three.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use hyper::Method;
+use support::daemon::grant_path;
+use support::flood::{self, Answers, Reads, Role};
+use support::{Config, Connection, Freshd, Rotating, ScriptedServer};
+
+const USERS: usize = 5000;
+const ROUNDS: usize = 5;
+const READS: usize = 2000;
+const EVERY: Duration = Duration::from_millis(2);
+/// The promise.
+const AT_MOST: f64 = 2.0;
+
+fn main() {
+    if flood::play_role() {
+        return;
+    }
+    if !rustix::process::getuid().is_root() {
+        eprintln!("SKIPPED, NOT MEASURED: not root, so nobody else can be asked to flood");
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let (freshd, _server) = runtime.block_on(start());
+    let players = Players {
+        program: flood::program(freshd.config.path()),
+        socket: freshd.config.socket(),
+    };
+    let decoy = decoy(freshd.config.path());
+    let mut worst: f64 = 0.0;
+    for reconnect in [false, true] {
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            let quiet = players.read(reconnect);
+            let (beside, _) = players.flooded(&decoy, reconnect);
+            let (loud, answers) = players.flooded(&players.socket, reconnect);
+            println!("  the flood got {answers:?}");
+            rounds.push([quiet, beside, loud]);
+        }
+        let of = |which: usize, percent: usize| {
+            let mut all: Vec<u64> = rounds
+                .iter()
+                .map(|it| it[which].percentile(percent))
+                .collect();
+            all.sort_unstable();
+            all[all.len() / 2]
+        };
+        let connection = if reconnect {
+            "a connection for each read"
+        } else {
+            "one connection"
+        };
+        println!("{connection}: median of {ROUNDS} rounds of {READS} reads, in microseconds");
+        for (which, name) in ["quiet", "flooder beside", "flood"].iter().enumerate() {
+            println!(
+                "  {name:15} p50 {:6}  p99 {:6}",
+                of(which, 50),
+                of(which, 99)
+            );
+        }
+        let ratio = of(2, 99) as f64 / of(0, 99) as f64;
+        let fair = of(2, 99) as f64 / of(1, 99) as f64;
+        println!("  p99 in the flood: {ratio:.2} times quiet, {fair:.2} times beside");
+        worst = worst.max(ratio);
+    }
+    runtime.block_on(async {
+        let page = freshd.admin(Method::GET, "/metrics").await.text;
+        page.lines()
+            .filter(|line| line.contains("over_quota"))
+            .for_each(|line| println!("{line}"));
+    });
+    if worst > AT_MOST {
+        println!("MORE THAN {AT_MOST} TIMES");
+        std::process::exit(1);
+    }
+}
+
+async fn start() -> (Freshd, ScriptedServer) {
+    let rotating = Rotating::new(86_400);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let rule = |uid| format!("unix-uid = {uid}\nmay = [\"read\"]");
+    // A cache smaller than what the flood reads, so that it reads from the store.
+    let config = Config::new()
+        .provider("acme", &server, "")
+        .daemon("cache = \"1MiB\"")
+        .app("flooder", &rule(flood::FLOODER))
+        .app("reader", &rule(flood::READER));
+    for directory in ["", "shared"] {
+        let directory = config.path().join(directory);
+        std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).expect("ours");
+    }
+    let freshd = Freshd::start(config).await;
+    let admin = freshd.config.admin_socket();
+    futures_util::stream::iter(0..USERS)
+        .for_each_concurrent(32, |nth| {
+            let (admin, body) = (&admin, rotating.issue(&nth.to_string()).import());
+            async move {
+                let path = grant_path(&format!("user-{nth}"), "acme");
+                let mut connection = Connection::open(admin).await;
+                let reply = connection.send(Method::PUT, &path, Some(&body)).await;
+                assert_eq!(reply.status, 201, "{}", reply.text);
+            }
+        })
+        .await;
+    (freshd, server)
+}
+
+/// The two, who can be started any number of times.
+struct Players {
+    program: PathBuf,
+    socket: PathBuf,
+}
+
+impl Players {
+    fn read(&self, reconnect: bool) -> Reads {
+        let role = Role::Read {
+            socket: self.socket.clone(),
+            reads: READS,
+            every: EVERY,
+            reconnect,
+        };
+        let reads: Reads =
+            flood::start(&self.program, flood::READER, flood::READER, &role, &[]).finish();
+        assert_eq!(
+            reads.answers,
+            Answers::from([(200, READS)]),
+            "each read is answered"
+        );
+        reads
+    }
+
+    fn flooded(&self, target: &Path, reconnect: bool) -> (Reads, Answers) {
+        let role = Role::Flood {
+            socket: target.to_owned(),
+            users: USERS,
+        };
+        let flooder = flood::start(&self.program, flood::FLOODER, flood::FLOODER, &role, &[]);
+        let reads = self.read(reconnect);
+        (reads, flooder.finish())
+    }
+}
+
+/// Listens, reads and says nothing: what connects to it waits.
+fn decoy(directory: &Path) -> PathBuf {
+    let path = directory.join("shared/decoy.sock");
+    let listener = UnixListener::bind(&path).expect("ours");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).expect("ours");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut buffer = [0; 1 << 14];
+                while stream.read(&mut buffer).is_ok_and(|count| count > 0) {}
+            });
+        }
+    });
+    path
+}

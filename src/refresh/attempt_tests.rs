@@ -981,3 +981,42 @@ fn a_clock_that_was_set_back_keeps_a_backoff_as_long_as_it_was() {
     let sent_at = after.mark.map(|mark| mark.first_sent_at);
     assert_eq!(sent_at, Some(UnixTime::EPOCH), "no grace can be relied on");
 }
+
+#[test]
+fn a_refresh_token_that_ends_before_the_access_token_is_used_before_its_end() {
+    let mut grant = due_grant();
+    let access = |obtained_at| AccessFacts {
+        token_type: "bearer".into(),
+        obtained_at,
+        expires_at: Some(obtained_at + DAY),
+    };
+    let ends = |expires_at| {
+        Some(RefreshTokenEnd {
+            expires_at,
+            warn_at: None,
+        })
+    };
+    grant.access = Some(access(NOW));
+    grant.refresh_token_end = None;
+    let usual = grant.scheduled_at(&policy()).unwrap();
+    grant.refresh_token_end = ends(NOW + 2 * DAY);
+    assert_eq!(grant.scheduled_at(&policy()), Some(usual), "it ends later");
+    grant.refresh_token_end = ends(NOW - secs(1));
+    assert_eq!(grant.scheduled_at(&policy()), Some(usual), "nothing to win");
+
+    let end = NOW + DAY / 2;
+    grant.refresh_token_end = ends(end);
+    // Using it puts off nothing: a few requests, each nearer to the end, and no storm.
+    let mut requests = 0;
+    loop {
+        let due_at = grant.scheduled_at(&policy()).unwrap();
+        let obtained_at = grant.access.as_ref().unwrap().obtained_at;
+        let due_at = due_at.max(obtained_at + policy().floor);
+        if due_at >= end {
+            break;
+        }
+        requests += 1;
+        grant.access = Some(access(due_at));
+    }
+    assert!((1..=12).contains(&requests), "{requests}");
+}

@@ -340,7 +340,13 @@ impl Grant {
             return self.resting_at(policy);
         }
         let (obtained_at, expires_at) = (access.obtained_at, access.expires_at?);
-        let due_at = policy::due_at(&self.key, obtained_at, expires_at, policy.margin);
+        // A refresh token that ends before the access token has to be used before its own end. Where using it puts off
+        // nothing, what is left halves each time, so the end comes after a few requests.
+        let refreshable_until = self.refresh_token_end.map(|end| end.expires_at);
+        let ends_at = refreshable_until
+            .filter(|end| *end > obtained_at)
+            .map_or(expires_at, |end| end.min(expires_at));
+        let due_at = policy::due_at(&self.key, obtained_at, ends_at, policy.margin);
         Some(due_at.max(self.refreshable_at(policy).unwrap_or(due_at)))
     }
 

@@ -1,0 +1,23 @@
+//! The rows of the table.
+
+mod herd;
+mod idle;
+mod reads;
+mod refreshes;
+
+use crate::report::Line;
+use crate::{Error, Lab};
+
+type Measure = fn(&Lab) -> Result<Vec<Line>, Error>;
+
+/// All of them, each with its names, those first that need nothing to be kept.
+pub const ALL: &[(&[&str], Measure)] = &[
+    (&["1"], reads::hot),
+    (&["2"], reads::beyond_the_cache),
+    (&["3"], reads::one_connection_each),
+    (&["5"], refreshes::durable),
+    (&["6"], refreshes::start),
+    (&["7"], idle::memory),
+    (&["8"], idle::nothing_due),
+    (&["11"], herd::one_request),
+];

@@ -1,0 +1,163 @@
+//! Rows 5 and 6: refreshing as fast as it goes, and starting with a big table.
+
+use std::time::Duration;
+
+use rusqlite::params;
+
+use super::reads::with_stock;
+use crate::daemon::Site;
+use crate::process::Cost;
+use crate::provider::{Hit, Provider};
+use crate::report::{Aim, Line, median};
+use crate::stock::{self, MAIN};
+use crate::yardsticks::raw_refreshes;
+use crate::{Error, Lab};
+
+/// Nothing that is waited for here takes longer.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Some grants of the main provider whose tokens live, spread over the table; another phase has others.
+pub fn some(grants: u64, count: u64, phase: u64) -> Vec<u64> {
+    let living = grants - grants / 10;
+    let stride = (living / count).max(1);
+    let nths = (0..count).map(|nth| nth * stride + phase % stride);
+    nths.filter(|nth| *nth < living && stock::provider(*nth) == MAIN).collect()
+}
+
+/// Makes grants due since a minute ago.
+pub fn make_due(site: &Site, nths: &[u64]) -> Result<(), Error> {
+    let conn = stock::open(&site.database())?;
+    let due_at = stock::now_ms() - 60_000;
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    for nth in nths {
+        conn.prepare_cached("UPDATE grants SET version = version + 1, due_at = ?2 WHERE id = ?1")?
+            .execute(params![row(*nth), due_at])?;
+    }
+    conn.execute_batch("COMMIT")?;
+    stock::checkpoint(&conn)
+}
+
+/// Row numbers begin with 1.
+pub fn row(nth: u64) -> i64 {
+    nth as i64 + 1
+}
+
+/// How fast these requests came, without the first and the last of them.
+pub fn rate(hits: &[Hit]) -> f64 {
+    let (from, to) = (hits.len() / 10, hits.len() - 1 - hits.len() / 50);
+    (to - from) as f64 * 1000.0 / (hits[to].at - hits[from].at).max(0.001)
+}
+
+/// Waits until all of them have come.
+pub fn wait_for(server: &Provider, count: usize) -> Result<(), Error> {
+    if !server.wait_for(count, PATIENCE) {
+        return Err(format!("{} of {count} requests came", server.count()).into());
+    }
+    Ok(())
+}
+
+/// Counts the grants that have this generation.
+fn refreshed(site: &Site, nths: &[u64], generation: i64) -> Result<usize, Error> {
+    let conn = stock::open(&site.database())?;
+    let mut count = 0;
+    for nth in nths {
+        let sql = "SELECT generation FROM grants WHERE id = ?1";
+        let found: i64 = conn.prepare_cached(sql)?.query_row([row(*nth)], |row| row.get(0))?;
+        count += usize::from(found == generation);
+    }
+    Ok(count)
+}
+
+/// Row 5.
+pub fn durable(lab: &Lab) -> Result<Vec<Line>, Error> {
+    durable_at(lab, "5", lab.grants(), lab.of(20_000, 300)).map(|line| vec![line])
+}
+
+/// Refreshes, and raw updates, of so many grants in turns.
+pub fn durable_at(lab: &Lab, row_name: &'static str, grants: u64, count: u64) -> Result<Line, Error> {
+    let (site, setup, server) = with_stock(lab, row_name, grants)?;
+    let (mut rounds, mut ours, mut theirs, mut resident) = (vec![], vec![], vec![], vec![]);
+    for round in 0..lab.rounds() {
+        let nths = some(grants, count, 2 * round);
+        make_due(&site, &nths)?;
+        server.take_hits();
+        let freshd = site.start(lab, &setup)?;
+        let before = Cost::default();
+        wait_for(&server, nths.len())?;
+        let cost = freshd.cost().since(before);
+        freshd.stop()?;
+        let hits = server.take_hits();
+        let committed = refreshed(&site, &nths, 2)?;
+        if committed != nths.len() || hits.len() != nths.len() {
+            return Err(format!("{committed} of {} were refreshed by {} requests", nths.len(), hits.len()).into());
+        }
+        let others: Vec<i64> = some(grants, count, 2 * round + 1).into_iter().map(row).collect();
+        let raw = raw_refreshes(&site.database(), &others)?;
+        rounds.push((rate(&hits), raw.per_second));
+        ours.push(cost.cpu.as_secs_f64() * 1e6 / hits.len() as f64);
+        theirs.push(raw.cpu_micros);
+        resident.push(cost.resident as f64 / f64::from(1 << 20));
+    }
+    let what = format!("durable refreshes, {grants} grants");
+    Ok(Line::of_rounds(row_name, what, "1/s", &rounds)
+        .aim(Aim::AtLeast(0.6))
+        .detail("cpu us, freshd, its start included", median(ours))
+        .detail("cpu us, yardstick", median(theirs))
+        .detail("resident MiB", median(resident)))
+}
+
+/// Row 6.
+pub fn start(lab: &Lab) -> Result<Vec<Line>, Error> {
+    let (big, big_setup, server) = with_stock(lab, "6", lab.grants())?;
+    let (small, small_setup, _server) = with_stock(lab, "6-small", 1_000)?;
+    let mut rounds = Vec::new();
+    for _ in 0..lab.rounds() {
+        rounds.push((ready_after(lab, &big, &big_setup)?, ready_after(lab, &small, &small_setup)?));
+    }
+    let mut lines = vec![apart("start to READY, nothing due", &rounds)];
+    let count = lab.of(100_000, 400);
+    let from = lab.grants() - count;
+    let nths: Vec<u64> = (from..lab.grants()).filter(|nth| stock::provider(*nth) == MAIN).collect();
+    make_due(&big, &nths)?;
+    server.take_hits();
+    let mut rounds = Vec::new();
+    let freshd = big.start(lab, &big_setup)?;
+    rounds.push((freshd.ready_after.as_secs_f64() * 1000.0, ready_after(lab, &small, &small_setup)?));
+    wait_for(&server, nths.len())?;
+    freshd.stop()?;
+    lines.push(apart(&format!("start to READY, {count} overdue"), &rounds));
+    let hits = server.take_hits();
+    let raw: Vec<i64> = some(lab.grants(), lab.of(20_000, 300), 3).into_iter().map(row).collect();
+    let raw = raw_refreshes(&big.database(), &raw)?;
+    let worked_off = [(rate(&hits), raw.per_second)];
+    let line = Line::of_rounds("6", format!("{count} overdue worked off"), "1/s", &worked_off)
+        .aim(Aim::AtLeast(0.6))
+        .detail("out of DESIGN.md's order", out_of_order(lab, &hits) as f64);
+    lines.push(line);
+    Ok(lines)
+}
+
+/// How many requests were for a grant that has ended while one that lives was still waiting, more than the
+/// requests in flight explain.
+fn out_of_order(lab: &Lab, hits: &[Hit]) -> usize {
+    let ended = |hit: &&Hit| stock::has_ended(hit.nth, lab.grants());
+    let living = hits.iter().filter(|hit| !ended(hit)).count();
+    let early = hits[..living].iter().filter(ended).count();
+    early.saturating_sub(256)
+}
+
+fn ready_after(lab: &Lab, site: &Site, setup: &crate::daemon::Setup) -> Result<f64, Error> {
+    let freshd = site.start(lab, setup)?;
+    let took = freshd.ready_after.as_secs_f64() * 1000.0;
+    freshd.stop()?;
+    Ok(took)
+}
+
+/// Milliseconds by which the one takes longer than the other.
+fn apart(what: &str, rounds: &[(f64, f64)]) -> Line {
+    let apart = median(rounds.iter().map(|(big, small)| big - small).collect());
+    let mut line = Line::of_rounds("6", what, "ms", rounds);
+    line.aim = Some(Aim::AtMost(100.0));
+    line.reached = Some(apart <= 100.0);
+    line.detail("ms apart", apart)
+}

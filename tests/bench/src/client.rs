@@ -43,8 +43,8 @@ impl Requests {
 
     /// `GET` of these keys.
     pub fn redis(keys: impl Iterator<Item = String>) -> Requests {
-        let each = keys
-            .map(|key| format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len()).into_bytes());
+        let each =
+            keys.map(|key| format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len()).into_bytes());
         Requests {
             protocol: Protocol::Redis,
             each: each.collect(),
@@ -74,6 +74,8 @@ pub struct Readings {
     /// Answers that were no 200, the first of them for people to read.
     pub refused: u64,
     pub first_refusal: String,
+    /// Tokens with less than ten seconds left, which is a reader's `min_ttl` where it says none.
+    pub short_lived: u64,
 }
 
 impl Readings {
@@ -85,13 +87,18 @@ impl Readings {
     pub fn micros(&self, per_mille: usize) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
         let at = (self.latencies.len() * per_mille / 1000).min(last);
-        self.latencies.get(at).map_or(0.0, |&nanos| f64::from(nanos) / 1000.0)
+        self.latencies
+            .get(at)
+            .map_or(0.0, |&nanos| f64::from(nanos) / 1000.0)
     }
 
     /// An error if anything was refused.
     pub fn all_served(self) -> Result<Readings, Error> {
         if self.refused > 0 {
-            let text = format!("{} of {} refused: {}", self.refused, self.answers, self.first_refusal);
+            let text = format!(
+                "{} of {} refused: {}",
+                self.refused, self.answers, self.first_refusal
+            );
             return Err(text.into());
         }
         Ok(self)
@@ -111,7 +118,12 @@ pub fn read(socket: &Path, requests: &Requests, load: Load) -> Result<Readings, 
     for nth in 0..load.connections {
         let stream = UnixStream::connect(socket)?;
         stream.set_nonblocking(true)?;
-        epoll::add(&epoll, &stream, EventData::new_u64(nth as u64), EventFlags::IN)?;
+        epoll::add(
+            &epoll,
+            &stream,
+            EventData::new_u64(nth as u64),
+            EventFlags::IN,
+        )?;
         connections.push(Connection {
             stream,
             buffer: Vec::with_capacity(8192),
@@ -127,7 +139,9 @@ pub fn read(socket: &Path, requests: &Requests, load: Load) -> Result<Readings, 
     loop {
         let now = began.elapsed();
         let over = readings.answers >= load.count || now >= load.time;
-        let due = load.rate.map_or(u64::MAX, |rate| (now.as_secs_f64() * rate) as u64 + 1);
+        let due = load
+            .rate
+            .map_or(u64::MAX, |rate| (now.as_secs_f64() * rate) as u64 + 1);
         while !over
             && sent < load.count.min(due)
             && let Some(nth) = idle.pop_front()
@@ -144,10 +158,18 @@ pub fn read(socket: &Path, requests: &Requests, load: Load) -> Result<Readings, 
         if now > load.time + PATIENCE {
             return Err("an answer did not come in time".into());
         }
-        let wait = if load.rate.is_some() { Duration::from_micros(500) } else { PATIENCE };
+        let wait = if load.rate.is_some() {
+            Duration::from_micros(500)
+        } else {
+            PATIENCE
+        };
         events.clear();
         let timeout = rustix::event::Timespec::try_from(wait)?;
-        epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout))?;
+        epoll::wait(
+            &epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&timeout),
+        )?;
         for event in &events {
             let data = event.data;
             let nth = data.u64() as usize;
@@ -162,7 +184,11 @@ pub fn read(socket: &Path, requests: &Requests, load: Load) -> Result<Readings, 
 }
 
 /// Reads what there is; true once the answer is whole.
-fn take(connection: &mut Connection, protocol: Protocol, readings: &mut Readings) -> Result<bool, Error> {
+fn take(
+    connection: &mut Connection,
+    protocol: Protocol,
+    readings: &mut Readings,
+) -> Result<bool, Error> {
     let mut chunk = [0; 8192];
     loop {
         match connection.stream.read(&mut chunk) {
@@ -174,11 +200,17 @@ fn take(connection: &mut Connection, protocol: Protocol, readings: &mut Readings
         if let Some(good) = whole(&connection.buffer, protocol) {
             readings.answers += 1;
             let nanos = connection.sent_at.elapsed().as_nanos();
-            readings.latencies.push(u32::try_from(nanos).unwrap_or(u32::MAX));
+            readings
+                .latencies
+                .push(u32::try_from(nanos).unwrap_or(u32::MAX));
+            if protocol == Protocol::Http && seconds_left(&connection.buffer) < 10 {
+                readings.short_lived += 1;
+            }
             if !good {
                 readings.refused += 1;
                 if readings.first_refusal.is_empty() {
-                    readings.first_refusal = String::from_utf8_lossy(&connection.buffer).into_owned();
+                    readings.first_refusal =
+                        String::from_utf8_lossy(&connection.buffer).into_owned();
                 }
             }
             connection.buffer.clear();
@@ -206,6 +238,12 @@ fn whole(buffer: &[u8], protocol: Protocol) -> Option<bool> {
     }
 }
 
+/// What an answer's `expires_in` says.
+fn seconds_left(answer: &[u8]) -> usize {
+    let at = memmem::find(answer, b"\"expires_in\":");
+    at.map_or(usize::MAX, |at| number(&answer[at + 13..]))
+}
+
 fn number(text: &[u8]) -> usize {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit());
     digits.fold(0, |number, digit| number * 10 + usize::from(digit - b'0'))
@@ -229,7 +267,9 @@ pub fn read_apart(socket: &Path, requests: &[Vec<u8>], load: Load) -> Result<Rea
         }
         readings.answers += 1;
         let nanos = sent_at.elapsed().as_nanos();
-        readings.latencies.push(u32::try_from(nanos).unwrap_or(u32::MAX));
+        readings
+            .latencies
+            .push(u32::try_from(nanos).unwrap_or(u32::MAX));
     }
     readings.seconds = began.elapsed().as_secs_f64();
     readings.latencies.sort_unstable();

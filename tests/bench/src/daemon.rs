@@ -244,16 +244,27 @@ impl Daemon {
 
 /// Asks the socket once, without keeping the connection, and returns the answer's body.
 pub fn get(socket: &Path, path: &str) -> Result<String, Error> {
+    ask(socket, "GET", path, "")
+}
+
+/// The same with a JSON body, or none.
+pub fn post(socket: &Path, path: &str, body: &str) -> Result<String, Error> {
+    ask(socket, "POST", path, body)
+}
+
+fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Result<String, Error> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("no whole answer")?;
-    if !head.starts_with("HTTP/1.1 200") {
+    if !head.starts_with("HTTP/1.1 2") {
         return Err(format!("{path}: {head}\n{body}").into());
     }
     Ok(body.to_owned())

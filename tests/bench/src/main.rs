@@ -112,7 +112,9 @@ fn arguments_of(arguments: &[String]) -> Result<(Lab, Vec<String>), Error> {
             "--binaries" => binaries = arguments.next(),
             "--directory" => directory = arguments.next(),
             "--small" => small = true,
-            row if rows::ALL.iter().any(|(names, _)| names.contains(&row)) => rows.push(row.to_owned()),
+            row if rows::ALL.iter().any(|(names, _)| names.contains(&row)) => {
+                rows.push(row.to_owned())
+            }
             other => return Err(format!("there is no row {other}").into()),
         }
     }

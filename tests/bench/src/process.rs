@@ -20,6 +20,11 @@ impl Cost {
         Cost::of_pid(&child.id().to_string())
     }
 
+    /// Reads what this process has cost.
+    pub fn of_ourselves() -> Cost {
+        Cost::of_pid("self")
+    }
+
     /// Reads what this very thread has cost.
     pub fn of_this_thread() -> Duration {
         let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();

@@ -16,7 +16,6 @@ use crate::{Error, stock};
 #[derive(Clone, Copy, Debug)]
 pub struct Hit {
     pub nth: u64,
-    pub generation: u64,
     /// Milliseconds since the epoch.
     pub at: f64,
 }
@@ -99,10 +98,10 @@ impl Shared {
         self.hits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, nth: u64, generation: u64) {
+    fn note(&self, nth: u64) {
         let (began, at) = self.began;
         let at = at + began.elapsed().as_secs_f64() * 1000.0;
-        self.hits().push(Hit { nth, generation, at });
+        self.hits().push(Hit { nth, at });
         self.came.notify_all();
     }
 }
@@ -140,7 +139,7 @@ async fn answer(mut stream: TcpStream, shared: Arc<Shared>) {
         let Some((nth, generation)) = token.and_then(stock::read_refresh_token) else {
             return;
         };
-        shared.note(nth, generation);
+        shared.note(nth);
         let latency = shared.latency.load(Ordering::Relaxed);
         if latency > 0 {
             tokio::time::sleep(Duration::from_micros(latency)).await;

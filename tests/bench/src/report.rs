@@ -55,7 +55,12 @@ pub struct Line {
 }
 
 impl Line {
-    pub fn new(row: &'static str, what: impl Into<String>, unit: &'static str, freshd: f64) -> Line {
+    pub fn new(
+        row: &'static str,
+        what: impl Into<String>,
+        unit: &'static str,
+        freshd: f64,
+    ) -> Line {
         Line {
             row,
             what: what.into(),
@@ -79,7 +84,12 @@ impl Line {
     ) -> Line {
         let ratios = rounds.iter().map(|(freshd, yardstick)| freshd / yardstick);
         let ratio = median(ratios.collect());
-        let mut line = Line::new(row, what, unit, median(rounds.iter().map(|r| r.0).collect()));
+        let mut line = Line::new(
+            row,
+            what,
+            unit,
+            median(rounds.iter().map(|r| r.0).collect()),
+        );
         line.yardstick = Some(median(rounds.iter().map(|r| r.1).collect()));
         line.ratio = Some(ratio);
         line

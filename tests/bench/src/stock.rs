@@ -133,6 +133,49 @@ fn filled(lab: &Lab, grants: u64) -> Result<PathBuf, Error> {
     Ok(stock)
 }
 
+/// A grant that becomes due, with a token that ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Due {
+    pub nth: u64,
+    /// Milliseconds since the epoch, as is the end.
+    pub due_at: i64,
+    pub expires_at: i64,
+}
+
+/// Gives grants other tokens, with these ends and due times. Only while no freshd runs on the store.
+pub fn put_due(site: &Site, dues: &[Due]) -> Result<(), Error> {
+    let store = Store::open(Options {
+        dir: site.state(),
+        kek: Kek::read_file(&site.key())?,
+        busy_timeout: Duration::from_secs(10),
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(async {
+        for some in dues.chunks(BATCH as usize) {
+            let imports = some.iter().map(|due| store.import(replacement(*due)));
+            for imported in join_all(imports).await {
+                if !matches!(imported?, Imported::Replaced(_)) {
+                    return Err("a grant was not replaced".into());
+                }
+            }
+        }
+        store.close().await;
+        Ok(())
+    })
+}
+
+fn replacement(due: Due) -> Import {
+    let (now, expires_at) = (now_ms(), UnixTime::from_millis(due.expires_at));
+    let mut import = import(due.nth, u64::MAX, UnixTime::from_millis(now));
+    import.tokens.access_token = Some(AccessToken::new(access_token(due.nth, 2)));
+    import.tokens.refresh_token = Some(RefreshToken::new(refresh_token(due.nth, 2)));
+    import.tokens.obtained_at = UnixTime::from_millis(now.min(due.expires_at - 3_600_000));
+    import.tokens.expires_at = Some(expires_at);
+    import.due_at = Some(UnixTime::from_millis(due.due_at));
+    import.replace = true;
+    import
+}
+
 async fn fill(store: &Store, grants: u64) -> Result<(), Error> {
     let now = UnixTime::from_millis(now_ms());
     let mut from = 0;
@@ -200,6 +243,10 @@ pub fn open(database: &Path) -> Result<Connection, Error> {
     conn.pragma_update(None, "secure_delete", true)?;
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.set_prepared_statement_cache_capacity(64);
+    conn.set_db_config(
+        rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG,
+        true,
+    )?;
     Ok(conn)
 }
 

@@ -10,12 +10,14 @@ use rusqlite::{Connection, params};
 
 use crate::daemon::Owned;
 use crate::process::Cost;
-use crate::{Error, Missing, stock};
+use crate::{Error, Missing, rows, stock};
 
 /// The yardsticks that run as processes of their own.
 pub fn main(arguments: &[String]) -> Result<(), Error> {
     match arguments {
         [name, socket] if name == "line-server" => line_server(Path::new(socket)),
+        [name, socket] if name == "constant-server" => constant_server(Path::new(socket)),
+        [name, count] if name == "calendar" => rows::lateness::calendar_main(count.parse()?),
         _ => Err("there is no such yardstick".into()),
     }
 }
@@ -47,6 +49,31 @@ fn line_server(socket: &Path) -> Result<(), Error> {
     })
 }
 
+/// hyper and nothing else, with a constant of an answer's length.
+fn constant_server(socket: &Path) -> Result<(), Error> {
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper::{Response, header};
+    let body = Bytes::from(vec![b'x'; stock::TOKEN_BYTES + 210]);
+    runtime()?.block_on(async {
+        let listener = tokio::net::UnixListener::bind(socket)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            let body = body.clone();
+            let service = hyper::service::service_fn(move |_| {
+                let mut answer = Response::new(Full::new(body.clone()));
+                let json = header::HeaderValue::from_static("application/json");
+                answer.headers_mut().insert(header::CONTENT_TYPE, json);
+                async { Ok::<_, std::convert::Infallible>(answer) }
+            });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service),
+            );
+        }
+    })
+}
+
 /// A process that listens on a Unix socket.
 pub struct Server {
     pub child: Owned,
@@ -56,8 +83,21 @@ pub struct Server {
 impl Server {
     /// Starts one of [`main`]'s.
     pub fn start(name: &str, dir: &Path) -> Result<Server, Error> {
+        Server::start_under(name, dir, &[])
+    }
+
+    /// Starts one as the last words of another command.
+    pub fn start_under(name: &str, dir: &Path, under: &[String]) -> Result<Server, Error> {
         let socket = dir.join(format!("{name}.sock"));
-        let mut command = Command::new(std::env::current_exe()?);
+        let ourselves = std::env::current_exe()?;
+        let mut command = match under {
+            [] => Command::new(ourselves),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(ourselves);
+                command
+            }
+        };
         command.args(["--yardstick", name]).arg(&socket);
         Server::listening(command, socket)
     }
@@ -74,7 +114,16 @@ impl Server {
         let socket = dir.join("redis.sock");
         let mut command = Command::new("redis-server");
         command
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--io-threads", "1"])
+            .args([
+                "--port",
+                "0",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--io-threads",
+                "1",
+            ])
             .arg("--unixsocket")
             .arg(&socket)
             .arg("--dir")
@@ -169,10 +218,58 @@ pub fn raw_refreshes(database: &Path, ids: &[i64]) -> Result<Raw, Error> {
     })
 }
 
+/// Inserts so many grants in groups, each with two sealed tokens.
+pub fn raw_inserts(database: &Path, count: u64) -> Result<Raw, Error> {
+    use chacha20poly1305::aead::{AeadInOut, KeyInit};
+    let cipher = chacha20poly1305::XChaCha20Poly1305::new(&[7; 32].into());
+    let seal = |token: String| {
+        let mut text = token.into_bytes();
+        let nonce = chacha20poly1305::XNonce::from([9; 24]);
+        let tag = cipher.encrypt_inout_detached(&nonce, &[1; 200], text.as_mut_slice().into());
+        tag.map(|tag| [&[1; 25], &text[..], &tag[..]].concat())
+            .map_err(|_| "a token is not sealed")
+    };
+    let conn = stock::open(database)?;
+    conn.pragma_update(None, "wal_autocheckpoint", 1000)?;
+    let now = stock::now_ms();
+    let (began, cpu) = (Instant::now(), Cost::of_this_thread());
+    for first in (0..count).step_by(GROUP) {
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        for nth in first..(first + GROUP as u64).min(count) {
+            conn.prepare_cached(
+                "INSERT INTO grants (namespace, user, provider, account, version, generation, standing, reason,
+                    standing_since, token_type, obtained_at, expires_at, scope, due_at, imported_at, failures,
+                    unused_refreshes, key_id, access_token, refresh_token, refresh_tokens)
+                 VALUES ('default', ?1, ?2, '', 1, 1, 'active', '', ?3, 'Bearer', ?3, ?4, 'files.read files.write', ?4,
+                    ?3, 0, 0, 1, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                stock::user(nth),
+                stock::provider(nth),
+                now,
+                now + 86_400_000,
+                seal(stock::access_token(nth, 1))?,
+                seal(stock::refresh_token(nth, 1))?,
+                [7u8; 8],
+            ])?;
+        }
+        conn.execute_batch("COMMIT")?;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu = Cost::of_this_thread().saturating_sub(cpu);
+    stock::checkpoint(&conn)?;
+    Ok(Raw {
+        per_second: count as f64 / seconds,
+        cpu_micros: cpu.as_secs_f64() * 1e6 / count as f64,
+    })
+}
+
 fn mark(conn: &Connection, ids: &[i64], now: i64) -> Result<(), Error> {
     for id in ids {
-        conn.prepare_cached("INSERT INTO marks (grant_id, first_sent_at, presented) VALUES (?1, ?2, 1)")?
-            .execute([*id, now])?;
+        conn.prepare_cached(
+            "INSERT INTO marks (grant_id, first_sent_at, presented) VALUES (?1, ?2, 1)",
+        )?
+        .execute([*id, now])?;
     }
     Ok(())
 }

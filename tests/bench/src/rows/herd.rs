@@ -34,10 +34,16 @@ pub fn one_request(lab: &Lab) -> Result<Vec<Line>, Error> {
         app_sockets: readers.div_ceil(PER_SOCKET),
         ..Setup::default()
     };
-    let setup = setup.with(MAIN, server.port, "").with(OTHER, server.port, "");
+    let setup = setup
+        .with(MAIN, server.port, "")
+        .with(OTHER, server.port, "");
     let freshd = site.start(lab, &setup)?;
-    let sockets: Vec<PathBuf> = (0..readers).map(|nth| site.app_socket(nth / PER_SOCKET)).collect();
-    let ended = (0..lab.grants()).rev().filter(|nth| stock::provider(*nth) == MAIN);
+    let sockets: Vec<PathBuf> = (0..readers)
+        .map(|nth| site.app_socket(nth / PER_SOCKET))
+        .collect();
+    let ended = (0..lab.grants())
+        .rev()
+        .filter(|nth| stock::provider(*nth) == MAIN);
     let stale: Vec<u64> = ended.take(2 * lab.rounds() as usize).collect();
     let (mut rounds, mut requests, mut spans, mut cpu) = (vec![], 0, vec![], vec![]);
     for pair in stale.chunks(2) {
@@ -54,8 +60,13 @@ pub fn one_request(lab: &Lab) -> Result<Vec<Line>, Error> {
     freshd.stop()?;
     let span = crate::report::median(spans);
     Ok(vec![
-        Line::of_rounds("11", format!("{readers} readers of one stale grant: last answer"), "ms", &rounds)
-            .detail("cpu us for each reader", crate::report::median(cpu)),
+        Line::of_rounds(
+            "11",
+            format!("{readers} readers of one stale grant: last answer"),
+            "ms",
+            &rounds,
+        )
+        .detail("cpu us for each reader", crate::report::median(cpu)),
         Line::new("11", "requests to the provider", "", requests as f64).aim(Aim::AtMost(1.0)),
         Line::new("11", "last answer after the first", "ms", span).aim(Aim::AtMost(50.0)),
     ])
@@ -68,7 +79,12 @@ fn ask(sockets: &[PathBuf], path: &str) -> Result<Times, Error> {
     for (nth, socket) in sockets.iter().enumerate() {
         let stream = UnixStream::connect(socket)?;
         stream.set_nonblocking(true)?;
-        epoll::add(&epoll, &stream, EventData::new_u64(nth as u64), EventFlags::IN)?;
+        epoll::add(
+            &epoll,
+            &stream,
+            EventData::new_u64(nth as u64),
+            EventFlags::IN,
+        )?;
         streams.push(stream);
     }
     let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
@@ -85,13 +101,21 @@ fn ask(sockets: &[PathBuf], path: &str) -> Result<Times, Error> {
         }
         events.clear();
         let timeout = rustix::event::Timespec::try_from(LATENCY)?;
-        epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout))?;
+        epoll::wait(
+            &epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&timeout),
+        )?;
         for event in &events {
             let data = event.data;
             // An answer is shorter than a socket's buffer, and comes whole.
             match streams[data.u64() as usize].read(&mut chunk) {
                 Ok(len) if chunk[..len].starts_with(b"HTTP/1.1 200") => answers += 1,
-                Ok(len) => return Err(format!("refused: {}", String::from_utf8_lossy(&chunk[..len])).into()),
+                Ok(len) => {
+                    return Err(
+                        format!("refused: {}", String::from_utf8_lossy(&chunk[..len])).into(),
+                    );
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error.into()),
             }

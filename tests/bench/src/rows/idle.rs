@@ -22,12 +22,17 @@ pub fn memory(lab: &Lab) -> Result<Vec<Line>, Error> {
     };
     Ok(vec![
         line("resident, idle after row 1's reads", idle, idle_small, 32.0),
-        line("resident at most, refreshing at full rate", busy, busy_small, 96.0),
+        line(
+            "resident at most, refreshing at full rate",
+            busy,
+            busy_small,
+            96.0,
+        ),
     ])
 }
 
 /// Resident MiB after reads, and the most while refreshing.
-fn resident(lab: &Lab, grants: u64) -> Result<(f64, f64), Error> {
+pub fn resident(lab: &Lab, grants: u64) -> Result<(f64, f64), Error> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let (site, setup, server) = with_stock(lab, "7", grants)?;
     let freshd = site.start(lab, &setup)?;

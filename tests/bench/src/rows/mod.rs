@@ -1,7 +1,12 @@
 //! The rows of the table.
 
+mod growth;
 mod herd;
 mod idle;
+mod import;
+mod instructions;
+pub mod lateness;
+mod micro;
 mod reads;
 mod refreshes;
 
@@ -20,4 +25,12 @@ pub const ALL: &[(&[&str], Measure)] = &[
     (&["7"], idle::memory),
     (&["8"], idle::nothing_due),
     (&["11"], herd::one_request),
+    (&["9"], lateness::steady),
+    (&["10"], lateness::burst),
+    (&["14"], lateness::beside_a_calendar),
+    (&["4"], instructions::per_read),
+    (&["13"], import::jsonl),
+    (&["12"], growth::sizes),
+    (&["micro"], micro::parts),
+    (&["worst"], micro::worst_reads),
 ];

@@ -77,7 +77,10 @@ fn against_redis(lab: &Lab, row: &'static str, hot: u64, aim: f64) -> Result<Vec
             let theirs = read(&redis.socket, &keys, load)?.all_served()?;
             rounds.yardstick(theirs, redis.cost().since(before).cpu);
         }
-        let what = format!("reads, {hot} hot of {}, {connections} connections", lab.grants());
+        let what = format!(
+            "reads, {hot} hot of {}, {connections} connections",
+            lab.grants()
+        );
         lines.extend(rounds.lines(row, &what, aim));
     }
     freshd.stop()?;
@@ -94,7 +97,8 @@ pub fn one_connection_each(lab: &Lab) -> Result<Vec<Line>, Error> {
     let requests: Vec<Vec<u8>> = hot
         .map(|nth| {
             let path = stock::token_path(nth);
-            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").into_bytes()
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+                .into_bytes()
         })
         .collect();
     let load = Load {
@@ -113,7 +117,11 @@ pub fn one_connection_each(lab: &Lab) -> Result<Vec<Line>, Error> {
         rounds.yardstick(theirs, line_server.cost().since(before).cpu);
     }
     freshd.stop()?;
-    Ok(rounds.lines("3", "reads, one connection each", 0.7).into_iter().take(1).collect())
+    Ok(rounds
+        .lines("3", "reads, one connection each", 0.7)
+        .into_iter()
+        .take(1)
+        .collect())
 }
 
 /// What both sides did in their rounds.
@@ -144,11 +152,21 @@ impl Rounds {
         let cpu = self.pairs(|(_, cpu)| *cpu);
         let rate = Line::of_rounds(row, what, "req/s", &self.pairs(|(r, _)| r.per_second()))
             .aim(Aim::AtLeast(aim))
-            .detail("cpu us, freshd", median(cpu.iter().map(|pair| pair.0).collect()))
-            .detail("cpu us, yardstick", median(cpu.iter().map(|pair| pair.1).collect()));
-        let p99 = Line::of_rounds(row, format!("{what}: p99"), "us", &self.pairs(|(r, _)| r.micros(990)))
-            .aim(Aim::AtMost(1.0));
+            .detail(
+                "cpu us, freshd",
+                median(cpu.iter().map(|pair| pair.0).collect()),
+            )
+            .detail(
+                "cpu us, yardstick",
+                median(cpu.iter().map(|pair| pair.1).collect()),
+            );
+        let p99 = Line::of_rounds(
+            row,
+            format!("{what}: p99"),
+            "us",
+            &self.pairs(|(r, _)| r.micros(990)),
+        )
+        .aim(Aim::AtMost(1.0));
         vec![rate, p99]
     }
 }
-

@@ -81,7 +81,7 @@ impl Site {
     }
 
     pub fn app_socket(&self, nth: usize) -> PathBuf {
-        self.dir.join(format!("apps/{nth}.sock"))
+        self.dir.join(format!("apps/{nth}/freshd.sock"))
     }
 
     pub fn config(&self) -> PathBuf {
@@ -111,6 +111,11 @@ impl Site {
         let _ = write!(text, "\n[app.bench]\nunix-uid = {uid}\n{rule}");
         for nth in 0..setup.app_sockets {
             let socket = self.app_socket(nth);
+            let mut private = std::fs::DirBuilder::new();
+            private
+                .mode(0o700)
+                .recursive(true)
+                .create(self.dir.join(format!("apps/{nth}")))?;
             let _ = write!(text, "\n[app.bench{nth}]\nsocket = {socket:?}\n{rule}");
         }
         std::fs::write(self.config(), text)?;

@@ -111,7 +111,7 @@ pub fn put(lab: &Lab, site: &Site, grants: u64) -> Result<(), Error> {
 /// Returns the directory of a filled store, which is made if it is not there yet.
 fn filled(lab: &Lab, grants: u64) -> Result<PathBuf, Error> {
     // Another schema, or other tokens, is another stock.
-    let stock = lab.directory.join(format!("stock-{grants}-v6"));
+    let stock = lab.directory.join(format!("stock-{grants}-v7"));
     if stock.join("done").exists() {
         return Ok(stock);
     }

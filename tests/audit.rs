@@ -50,7 +50,7 @@ fn our_uid() -> String {
 async fn a_read_by_an_admin_is_told_and_one_by_an_app_is_not() {
     let (freshd, _) = start().await;
     freshd.token("anna", "acme").await.token();
-    assert_eq!(notes(&freshd, "").await, [] as [Value; 0]);
+    assert_eq!(notes(&freshd, "action=read").await, [] as [Value; 0]);
     let path = token_path("anna", "acme", "activity=false");
     freshd.admin(Method::GET, &path).await.token();
     let note = newest(&freshd, "read").await;
@@ -61,9 +61,9 @@ async fn a_read_by_an_admin_is_told_and_one_by_an_app_is_not() {
     );
     assert!(note["user"].as_str().unwrap().starts_with("u-"), "{note}");
     assert!(!note.to_string().contains("anna"), "{note}");
-    let line = freshd.wait_for_log(" audit ").await;
+    let line = freshd.wait_for_log("action=\"read\"").await;
     assert!(
-        line.contains("action=\"read\"") && line.contains("user=anna"),
+        line.contains(" audit ") && line.contains("user=anna"),
         "{line}"
     );
     // By name, it is found; another name finds nothing.
@@ -120,10 +120,15 @@ async fn a_refused_peer_that_asks_a_thousand_times_is_two_notes() {
 #[tokio::test]
 async fn reloads_copies_and_key_rotations_are_told() {
     let (freshd, _) = start().await;
+    let at_start = newest(&freshd, "rules-changed").await;
+    assert_eq!(at_start["by"], "start");
+    let detail = at_start["detail"].as_str().unwrap();
+    assert!(detail.contains("app test: "), "{detail}");
     freshd.reload().await.unwrap();
     assert_eq!(
-        newest(&freshd, "rules-changed").await["detail"],
-        "1 providers, 1 apps"
+        newest(&freshd, "rules-changed").await["id"],
+        at_start["id"],
+        "nothing changed"
     );
     let copy = freshd.config.path().join("copy");
     let said = freshd
@@ -191,4 +196,44 @@ async fn apps_see_no_audit() {
         .get("/v1/audit")
         .await
         .is_problem(404, "no-such-route");
+}
+
+async fn told(freshd: &Freshd) -> usize {
+    notes(freshd, "action=rules-changed").await.len()
+}
+
+#[tokio::test]
+async fn each_change_of_a_rule_is_told_as_it_was_and_is_also_when_a_restart_brings_it() {
+    let (mut freshd, _) = start().await;
+    assert_eq!(told(&freshd).await, 1, "the start");
+    freshd.restart().await;
+    assert_eq!(told(&freshd).await, 1, "nothing has changed");
+    freshd.config.refresh = "inactive-after = \"9d\"".into();
+    freshd.reload().await.unwrap();
+    let wider = eventually("the note", || async {
+        notes(&freshd, "action=rules-changed")
+            .await
+            .into_iter()
+            .find(|note| note["by"] == "reload")
+    })
+    .await;
+    let detail = wider["detail"].as_str().unwrap();
+    assert!(
+        detail.starts_with("provider acme: rests after 3d or"),
+        "{detail}"
+    );
+    assert!(detail.contains("→ rests after 9d or"), "{detail}");
+    freshd.config.refresh = String::new();
+    freshd.reload().await.unwrap();
+    freshd.config.refresh = "inactive-after = \"9d\"".into();
+    freshd.reload().await.unwrap();
+    eventually("each of them", || async {
+        (told(&freshd).await == 4).then_some(())
+    })
+    .await;
+    freshd.config.refresh = String::new();
+    freshd.restart().await;
+    assert_eq!(told(&freshd).await, 5, "a change by a restart");
+    let at_start = newest(&freshd, "rules-changed").await;
+    assert_eq!(at_start["by"], "start");
 }

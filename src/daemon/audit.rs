@@ -50,6 +50,9 @@ impl Recent {
                 what.detail.clear();
             }
         }
+        if what.action == Audited::RULES_CHANGED {
+            return Some(what); // widened, used, narrowed and widened again: each time counts
+        }
         if let Some(repeats) = self.0.get_mut(&what) {
             if repeats.times == 0 {
                 repeats.first_at = at;
@@ -91,6 +94,13 @@ pub(super) fn tell(shared: &Arc<Shared>, what: Audited) {
     let note = told(shared, what, 1, at, at);
     let shared = shared.clone();
     tokio::spawn(async move { keep(&shared, note).await });
+}
+
+/// Tells what happened, and returns when that is on disk or can't be.
+pub(super) async fn tell_now(shared: &Shared, what: Audited) {
+    let at = shared.clock.now();
+    let note = told(shared, what, 1, at, at);
+    keep(shared, note).await;
 }
 
 /// Tells what was repeated in the intervals that are over; with `all`, in those that are not as well.

@@ -21,6 +21,7 @@ mod events;
 mod export;
 mod held;
 mod import;
+mod in_force;
 mod journal;
 mod keeper;
 #[cfg(test)]
@@ -76,6 +77,7 @@ use self::activity::Activity;
 use self::cache::Cache;
 use self::clock::Clock;
 use self::driver::Event;
+use self::in_force::InForce;
 use self::maintenance::Maintenance;
 use self::providers::Providers;
 use self::shared::{Known, Shared, lock};
@@ -201,6 +203,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
     });
     start::take_up(&shared, &live).await?;
     rotation::resume(&shared);
+    in_force::tell_at_start(&shared, &config).await?;
     reload::apply(&shared, &config, live).await;
     let rules: SharedRules = Arc::new(ArcSwap::from_pointee(reload::rules(&shared, &config)));
     let keeper = Arc::new(keeper::Daemon(shared.clone()));
@@ -311,16 +314,19 @@ impl Handle {
             apps = config.apps.len(),
             "reloaded"
         );
-        audit::tell(&self.shared, reload::audited(&config));
         for key in fixed {
             tracing::warn!(key, "needs-restart");
         }
         let mut current = lock(&self.config);
+        let before = InForce::of(&current);
         *current = Config {
             daemon: current.daemon.clone(),
             maintenance: current.maintenance.clone(),
             ..config
         };
+        if let Some(changed) = InForce::of(&current).reloaded(&before) {
+            audit::tell(&self.shared, changed);
+        }
         Ok(())
     }
 

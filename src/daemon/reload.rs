@@ -7,7 +7,6 @@ use super::driver::Event;
 use super::providers::Live;
 use super::shared::{Shared, lock};
 use crate::config::{App, AppPeer, Config, ConfigError};
-use crate::local_api::keeper::Audited;
 use crate::local_api::quotas::Quota;
 use crate::local_api::rules::{Rule, RulePeer, Rules};
 use crate::refresh::grant::GrantId;
@@ -213,17 +212,6 @@ pub(super) fn fixed_at_start(running: &Config, new: &Config) -> Vec<&'static str
         running.revocation_days != new.revocation_days,
     );
     fixed
-}
-
-/// What the audit tells of a reload.
-pub(super) fn audited(config: &Config) -> Audited {
-    let (providers, apps) = (config.providers.len(), config.apps.len());
-    Audited {
-        action: Audited::RULES_CHANGED,
-        by: "reload".to_owned(),
-        user: None,
-        detail: format!("{providers} providers, {apps} apps"),
-    }
 }
 
 /// All errors of a configuration in one line.

@@ -84,7 +84,7 @@ impl Audited {
     pub const REFUSED: &'static str = "refused";
     /// An app has read the tokens of more users in an hour than is usual, or allowed.
     pub const MANY_USERS: &'static str = "many-users";
-    /// A reload changed rules or providers.
+    /// A reload or a start changed rules or providers.
     pub const RULES_CHANGED: &'static str = "rules-changed";
     /// An admin made a copy of the store.
     pub const BACKED_UP: &'static str = "backed-up";

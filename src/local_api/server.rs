@@ -85,7 +85,6 @@ pub async fn serve_with<K: Keeper>(
     limits: Limits,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    let queue = listener.try_clone()?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let server = Arc::new(Server::new(kind, keeper, access, limits));
     let graceful = GracefulShutdown::new();
@@ -96,7 +95,7 @@ pub async fn serve_with<K: Keeper>(
         let accepted = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = accept(&listener, &queue, &mut stormers, &server) => accepted,
+            accepted = accept(&listener, &mut stormers, &server) => accepted,
         };
         let stream = match accepted {
             Ok(stream) => stream,
@@ -150,14 +149,12 @@ impl Stormers {
         }
     }
 
-    fn forget(&mut self, now: Duration) {
-        self.0.retain(|_, (until, _)| now < *until);
-    }
-
     /// Whether to hang up on this connection.
-    fn sent(&mut self, stream: &std::os::unix::net::UnixStream, quotas: &Quotas) -> bool {
-        let peer = rustix::net::sockopt::socket_peercred(stream).ok();
-        let uid = peer.map(|peer| peer.uid.as_raw());
+    fn sent(&mut self, stream: &UnixStream, quotas: &Quotas) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
         let Some((uid, (until, party))) = uid.and_then(|uid| Some((uid, self.0.get(&uid)?))) else {
             return false;
         };
@@ -171,35 +168,17 @@ impl Stormers {
 }
 
 /// Returns the next connection that is none of a storm's.
-///
-/// In a storm connections are taken from the `queue` of `listener` before the runtime gets to know them, which would
-/// cost more than the storm pays for them.
 async fn accept<K: Keeper>(
     listener: &tokio::net::UnixListener,
-    queue: &UnixListener,
     stormers: &mut Stormers,
     server: &Server<K>,
 ) -> io::Result<UnixStream> {
-    let mut sent_away = 0_usize;
-    while !stormers.0.is_empty() {
-        match queue.accept() {
-            Ok((stream, _)) if stormers.sent(&stream, &server.access.quotas) => {}
-            Ok((stream, _)) => {
-                stream.set_nonblocking(true)?;
-                return UnixStream::from_std(stream);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                stormers.forget(server.access.quotas.running());
-                break;
-            }
-            Err(error) => return Err(error),
-        }
-        sent_away += 1;
-        if sent_away.is_multiple_of(64) {
-            tokio::task::yield_now().await;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        if !stormers.sent(&stream, &server.access.quotas) {
+            return Ok(stream);
         }
     }
-    Ok(listener.accept().await?.0)
 }
 
 /// Tells a client that there is no room, as far as that goes without waiting for it.

@@ -82,6 +82,8 @@ metrics! {
         "Grants that were refreshed or mended after failures.";
     GRANTS = "freshd_grants", Gauge, "grants", ["provider", "state", "reason"],
         "Grants by state, and by reason where the state has one.";
+    GRANTS_FAILING = "freshd_grants_failing", Gauge, "grants", ["provider", "access_token"],
+        "Active grants whose refreshes fail: none, those without an access token that lives, and lives, those that failed three times or more in a row and still have one.";
     SOONEST_EXPIRY = "freshd_soonest_expiry_timestamp_seconds", Gauge, "seconds", ["provider"],
         "When the first access token ends that is to be refreshed before its end, in seconds since the epoch; of the 1000 grants that are due first. In the past: the schedule is behind.";
     NEXT_DUE = "freshd_next_due_timestamp_seconds", Gauge, "seconds", [],

@@ -39,8 +39,7 @@ async fn a_refresh_token_that_is_about_to_end_is_told_with_its_user_until_it_is_
     tokens["refresh_token_expires_at"] = json!(unix_now() + 86_400);
     freshd.import("bert", "acme", &tokens).await;
     let told_of = eventually("the end to be told", || async {
-        let (code, status) = told(&freshd).await;
-        assert_eq!(code, Some(0), "{status}");
+        let (_, status) = told(&freshd).await;
         finding(&status["notices"], "about to end").cloned()
     })
     .await;
@@ -52,6 +51,78 @@ async fn a_refresh_token_that_is_about_to_end_is_told_with_its_user_until_it_is_
     freshd.put(path, &rotating.issue("bert").import()).await;
     let (_, status) = told(&freshd).await;
     assert_eq!(finding(&status["notices"], "about to end"), None);
+}
+
+#[tokio::test]
+async fn one_grant_without_a_token_that_lives_is_trouble_until_it_is_refreshed() {
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    // Nobody listens there any more.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = closed.local_addr().expect("an address");
+    drop(closed);
+    let (token, revocation) = (format!("http://{address}/t"), format!("http://{address}/r"));
+    let config = Config::new()
+        .provider("acme", &server, "rotation = \"strict\"")
+        .provider_at("gone", &token, &revocation, "id", "secret", "");
+    let freshd = Freshd::start(config).await;
+    freshd
+        .import("anna", "acme", &rotating.issue("anna").import())
+        .await;
+    assert_eq!(told(&freshd).await.0, Some(0));
+
+    server.answer_with(|_| Answer::raw(503, "text/plain", "busy"));
+    freshd
+        .import("bert", "acme", &rotating.issue("bert").import_expired())
+        .await;
+    // Of this one there never was an access token.
+    let body = json!({"refresh_token": "carls-only"});
+    freshd.import("carl", "gone", &body).await;
+    let (acme, gone) = eventually("both to be told", || async {
+        let (code, status) = told(&freshd).await;
+        let acme = finding(&status["troubles"], "at acme has no access token").cloned()?;
+        let gone = finding(&status["troubles"], "at gone has no access token").cloned()?;
+        assert_eq!(code, Some(1), "{status}");
+        Some((acme, gone))
+    })
+    .await;
+    let text = |found: &Value| found.to_string();
+    for (found, words) in [
+        (&acme, "1 grant at acme"),
+        (&acme, "(1 m "),
+        (&acme, "http-503 (the server has trouble of its own)"),
+        (&acme, "freshctl why USER PROVIDER"),
+        (&gone, "connect (nobody answers there)"),
+        (&gone, "freshctl doctor"),
+    ] {
+        assert!(text(found).contains(words), "{words}: {found}");
+    }
+    assert_eq!(acme["whom"]["users"], json!(["bert"]));
+    assert_eq!(
+        acme["whom"]["list"],
+        "freshctl grants --provider acme --failing"
+    );
+    assert_eq!(gone["whom"]["users"], json!(["carl"]));
+    let why = freshd.freshctl(&["why", "carl", "gone"], "").await;
+    assert!(why.stdout.contains("freshctl doctor"), "{why:?}");
+    let list = freshd
+        .freshctl(&["grants", "--failing", "--json"], "")
+        .await;
+    let list: Value = serde_json::from_str(&list.stdout).expect("JSON");
+    assert_eq!(list["grants"].as_array().expect("a list").len(), 2);
+    let metrics = freshd.admin(hyper::Method::GET, "/metrics").await.text;
+    for series in [
+        "{provider=\"gone\",access_token=\"none\"} 1",
+        "{provider=\"gone\",access_token=\"lives\"} 0",
+    ] {
+        let series = format!("freshd_grants_failing{series}");
+        assert!(metrics.contains(&series), "{series}");
+    }
+
+    server.answer_with(rotating.script());
+    freshd.wait_for_generation("bert", "acme", 2).await;
+    let (_, status) = told(&freshd).await;
+    assert_eq!(finding(&status["troubles"], "acme"), None, "{status}");
 }
 
 #[tokio::test]

@@ -150,6 +150,9 @@ pub struct Grants {
     /// Only those whose refresh token is about to end
     #[arg(long)]
     pub ending: bool,
+    /// Only active ones that fail: without a live access token, or three times in a row
+    #[arg(long)]
+    pub failing: bool,
     /// Only those at this provider
     #[arg(long)]
     pub provider: Option<String>,

@@ -1,5 +1,6 @@
 //! The cause of a grant's present state, in words, and what to do about it.
 
+use super::failing::hint;
 use super::grants::provider_and_account;
 use super::output::exact;
 use super::why::{Kind, kind, outcome, refreshes, token, whole};
@@ -367,6 +368,8 @@ impl Teller<'_> {
             },
             None => format!("{:?}", grant.last_failure.as_deref().unwrap_or("unknown")),
         };
+        let code = failed.and_then(|entry| entry.code.as_deref());
+        let code = code.or(grant.last_failure.as_deref());
         let last = grant.attempted_at.as_deref().unwrap_or(&grant.since);
         let attempts = match grant.failures {
             1 => "The last attempt failed".to_owned(),
@@ -380,7 +383,7 @@ impl Teller<'_> {
                 "{attempts}, most recently on {}: {how}. That is no verdict on the grant.{next}",
                 self.at(last)
             ),
-            "nothing for this user: it is tried again by itself; if it lasts, ask the provider",
+            hint(code.unwrap_or_default()),
         )
     }
 

@@ -85,6 +85,7 @@ pub(super) fn page(args: &Grants, limit: u64, cursor: Option<&str>) -> Call {
         ),
         ("reason", args.reason.as_deref()),
         ("ending", args.ending.then_some("true")),
+        ("failing", args.failing.then_some("true")),
         ("provider", args.provider.as_deref()),
         ("user", args.user.as_deref()),
         ("missing_scope", args.missing_scope.as_deref()),

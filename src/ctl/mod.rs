@@ -10,7 +10,7 @@
 //! | `args` | the command line |
 //! | `socket`, `client`, `call_error` | where the daemon is, and requests to it |
 //! | `console`, `output`, `failure` | what is printed, how it looks, exit codes |
-//! | `status`, `troubles` | whether all is well; what is not, whom it concerns, what to do |
+//! | `status`, `troubles`, `failing` | whether all is well; what is not, whom it concerns, what to do |
 //! | `providers`, `grants`, `why`, `cause`, `token`, `control` | the commands that ask the daemon |
 //! | `events` | what happened to grants, and happens |
 //! | `export`, `secrets` | what is held: without tokens, or encrypted with them |
@@ -34,6 +34,7 @@ mod control;
 mod doctor;
 mod events;
 mod export;
+mod failing;
 mod failure;
 mod grants;
 mod import;

@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::args::{Grants, State};
+use super::failing::failing;
 use super::grants::advice;
 use super::output::{count, exact, relative};
 use crate::local_api::types::{CountView, KeyRotation, ProviderView, RenewalView, Status};
@@ -35,7 +36,7 @@ pub(super) struct Whom {
 }
 
 impl Finding {
-    fn new(what: impl Into<String>, todo: &[&str]) -> Finding {
+    pub(super) fn new(what: impl Into<String>, todo: &[&str]) -> Finding {
         Finding {
             what: what.into(),
             whom: None,
@@ -43,7 +44,7 @@ impl Finding {
         }
     }
 
-    fn about(self, grants: u64, filter: Grants) -> Finding {
+    pub(super) fn about(self, grants: u64, filter: Grants) -> Finding {
         let list = command(&filter);
         let whom = (grants > 0).then_some(Whom {
             grants,
@@ -71,6 +72,9 @@ fn command(filter: &Grants) -> String {
     }
     if filter.ending {
         command.push_str(" --ending");
+    }
+    if filter.failing {
+        command.push_str(" --failing");
     }
     command
 }
@@ -117,7 +121,9 @@ pub(super) fn find(status: &Status, now: Option<UnixTime>) -> Findings {
             &[],
         ));
     }
-    Findings { troubles, notices }
+    let mut findings = Findings { troubles, notices };
+    failing(status, now, &mut findings);
+    findings
 }
 
 /// The daemon as a whole: moved, ending, or with a configuration that it refused.
@@ -237,7 +243,7 @@ fn provider_trouble(provider: &ProviderView, now: Option<UnixTime>) -> Option<Fi
     Some(found.about(grants, of_provider(name)))
 }
 
-fn of_provider(name: &str) -> Grants {
+pub(super) fn of_provider(name: &str) -> Grants {
     Grants {
         provider: Some(name.to_owned()),
         ..Grants::default()

@@ -6,7 +6,7 @@ use super::driver::Look;
 use super::shared::{Shared, lock};
 use super::view;
 use crate::config;
-use crate::local_api::condition::{Condition, CopiesView, EndingView, LateView};
+use crate::local_api::condition::{Condition, CopiesView, EndingView, FailingView, LateView};
 use crate::local_api::types::RenewalView;
 use crate::refresh::time::UnixTime;
 use crate::store::{StoreError, newest_nightly};
@@ -28,6 +28,7 @@ pub(super) async fn condition(
         spilled: shared.held.spilled(),
         free_bytes: shared.store.free_bytes(),
         late: late(shared, look, &renewals, now),
+        failing: failing(shared, now).await?,
         renewals,
         ending: ending
             .into_iter()
@@ -63,6 +64,19 @@ fn late(
         due_at: due_at.rfc3339(),
     })
     .collect()
+}
+
+async fn failing(shared: &Shared, now: UnixTime) -> Result<Vec<FailingView>, StoreError> {
+    let all = shared.store.failing_grants(now).await?;
+    let views = all.into_iter().map(|failing| FailingView {
+        provider: failing.provider,
+        code: failing.code,
+        grants: failing.grants,
+        without_token: failing.without_token,
+        soonest_at: failing.soonest_at.map(UnixTime::rfc3339),
+        since: failing.since.rfc3339(),
+    });
+    Ok(views.collect())
 }
 
 /// Counting reads all rows of a provider, so one that is known to be done is not counted again.

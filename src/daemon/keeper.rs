@@ -211,6 +211,7 @@ impl Keeper for Daemon {
             state: request.state,
             reason: request.reason,
             ending_after: request.ending.then(|| self.0.clock.now()),
+            failing_at: request.failing.then(|| self.0.clock.now()),
             provider: request.provider,
             missing_scope: request.missing_scope,
         };

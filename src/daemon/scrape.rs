@@ -91,6 +91,17 @@ async fn grants(shared: &Shared, page: &mut Page) {
     if let Ok(waiting) = shared.store.revocations_waiting().await {
         page.add(&metrics::REVOCATIONS_WAITING, &[], waiting as f64);
     }
+    if let Ok(failing) = shared.store.failing_grants(shared.clock.now()).await {
+        for name in shared.providers.all().keys() {
+            let of = failing.iter().filter(|it| it.provider == *name);
+            let (all, ended) = of.fold((0, 0), |(all, ended), it| {
+                (all + it.grants, ended + it.without_token)
+            });
+            for (token, grants) in [("none", ended), ("lives", all - ended)] {
+                page.add(&metrics::GRANTS_FAILING, &[name, token], grants as f64);
+            }
+        }
+    }
     let Ok(counts) = shared.store.counts().await else {
         return;
     };

@@ -16,6 +16,9 @@ pub struct Condition {
     /// Providers whose refreshes leave later than they are due.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<LateView>,
+    /// Active grants whose refreshes fail, by provider and code.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<FailingView>,
     /// Renewals that are not done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub renewals: Vec<RenewalView>,
@@ -34,6 +37,26 @@ pub struct LateView {
     pub provider: String,
     /// Since when its first refresh that has not begun is due (RFC 3339).
     pub due_at: String,
+}
+
+/// Active grants of a provider whose last refresh failed with one code, and that have no access token that lives or
+/// failed three times or more in a row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingView {
+    /// The provider.
+    pub provider: String,
+    /// The code of their last failure, ours: `http-503`, `dns`.
+    pub code: String,
+    /// How many.
+    pub grants: u64,
+    /// How many of these have no access token that lives: it ended, or none was ever obtained.
+    pub without_token: u64,
+    /// When the first of their access tokens ended or ends; where none was ever obtained, when it was imported
+    /// (RFC 3339). Absent where none has a known end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soonest_at: Option<String>,
+    /// Since when the first of them was not refreshed (RFC 3339).
+    pub since: String,
 }
 
 /// How many grants of a provider have a refresh token that is about to end.

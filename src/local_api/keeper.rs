@@ -124,6 +124,8 @@ pub struct ListRequest {
     pub reason: Option<String>,
     /// Only grants whose refresh token is about to end.
     pub ending: bool,
+    /// Only grants that are active and whose refreshes fail; see [`FailingView`](super::condition::FailingView).
+    pub failing: bool,
     /// Only this provider.
     pub provider: Option<String>,
     /// Only grants whose scope lacks this one.

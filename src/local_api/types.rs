@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::condition::{Condition, CopiesView, EndingView, LateView};
+pub use super::condition::{Condition, CopiesView, EndingView, FailingView, LateView};
 pub use super::export::ExportRequest;
 
 /// The answer of the token route: RFC 6749 §5.1 without the refresh token. Holds a secret.

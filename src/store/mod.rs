@@ -13,7 +13,7 @@
 //! | `backup`, `nightly`, `restore`, `erasures` | copies of it all, and putting one in its place without bringing back who was erased |
 //! | `export` | every grant with its tokens, encrypted to recipients |
 //! | `rows`, `stored_row` | a grant's row, read and opened; the same from bytes nobody vouches for |
-//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `renewal`, `ending`, `activity`, `restamp`, `maintenance` | the verbs |
+//! | `grants`, `attempts`, `schedule`, `fingerprints`, `history`, `events`, `audit`, `revocations`, `providers`, `renewal`, `ending`, `failing`, `activity`, `restamp`, `maintenance` | the verbs |
 
 mod activity;
 mod attempts;
@@ -24,6 +24,7 @@ mod ending;
 mod erasures;
 mod events;
 pub mod export;
+mod failing;
 mod fingerprints;
 mod grants;
 mod guarded;
@@ -62,6 +63,7 @@ pub use audit::{AuditFilter, AuditNote};
 pub use backup::{BackedUp, BackupError};
 pub use ending::Ending;
 pub use events::{EventKind, EventPage, KeptEvent};
+pub use failing::Failing;
 pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
 pub use history::{By, Entry, Event};

@@ -31,6 +31,8 @@ pub struct Filter {
     pub missing_scope: Option<String>,
     /// Only grants whose refresh token's end was announced and comes after this.
     pub ending_after: Option<UnixTime>,
+    /// Only grants that [`Store::failing_grants`] counts at this moment.
+    pub failing_at: Option<UnixTime>,
 }
 
 pub(super) const DUE_WITHIN: &str = "SELECT id, due_at, expires_at, version FROM grants
@@ -212,6 +214,11 @@ pub(super) fn list(
     if ending_after.is_some() {
         sql.push_str(super::ending::ANNOUNCED);
         values.push(&ending_after);
+    }
+    let failing_at = filter.failing_at.map(UnixTime::as_millis);
+    if failing_at.is_some() {
+        sql.push_str(super::failing::AMONG);
+        values.push(&failing_at);
     }
     if filter
         .state

@@ -15,7 +15,7 @@ pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// One step per version, never edited once released. `user_version` counts the steps taken.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7, V8];
 
 const V1: &str = "
 CREATE TABLE store (
@@ -209,6 +209,12 @@ const V7: &str = "
 -- Grants whose refresh token's end was announced: a few, so that counting them costs nothing.
 CREATE INDEX grants_ending ON grants (provider, refresh_token_expires_at)
     WHERE refresh_token_expires_at IS NOT NULL AND refresh_token_warn_at IS NULL;
+";
+
+const V8: &str = "
+-- Nearly all grants do not fail, so it stays small.
+CREATE INDEX grants_failing ON grants (provider, last_failure)
+    WHERE failures > 0 AND standing = 'active';
 ";
 
 /// Opens a connection for writing, set up as every writer is.
@@ -568,6 +574,45 @@ mod tests {
     }
 
     #[test]
+    fn a_store_from_before_failing_grants_were_counted_has_those_that_fail() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = new_file(dir.path());
+        let mut conn = connect_writer(&path, Duration::ZERO).unwrap();
+        migrate(&mut conn, &MIGRATIONS[..7]).unwrap();
+        let insert = "INSERT INTO grants (namespace, user, provider, account, version, generation, standing,
+                reason, standing_since, token_type, obtained_at, imported_at, unused_refreshes, key_id,
+                access_token, expires_at, failures, last_failure, refreshed_at)
+             VALUES ('d', ?1, 'box', '', 1, 1, ?2, '', 0, 'b', 0, 7, 0, 1, ?3, ?4, ?5, ?6, ?7)";
+        let token = Some(b"sealed".to_vec());
+        for (user, standing, token, ends, failures, code, refreshed) in [
+            ("ended", "active", &token, Some(40), 1, Some("dns"), Some(9)),
+            ("often", "active", &token, Some(90), 3, Some("dns"), Some(8)),
+            ("endless", "active", &token, None, 3, Some("dns"), Some(9)),
+            ("never", "active", &None, None, 1, Some("http-503"), None),
+            ("twice", "active", &token, Some(90), 2, Some("dns"), None),
+            ("well", "active", &token, Some(40), 0, None, None),
+            ("away", "paused", &token, Some(40), 9, Some("dns"), None),
+        ] {
+            let row = (user, standing, token, ends, failures, code, refreshed);
+            conn.execute(insert, row).unwrap();
+        }
+        assert!(upgrade(&mut conn).unwrap());
+        let mut counted = conn.prepare(crate::store::failing::COUNTED).unwrap();
+        let counted: Vec<(String, i64, i64, i64, i64)> = counted
+            .query_map([50], |r| {
+                Ok((r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?))
+            })
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        let both = [
+            ("dns".to_owned(), 3, 1, 40, 8),
+            ("http-503".to_owned(), 1, 1, 7, 7),
+        ];
+        assert_eq!(counted, both);
+    }
+
+    #[test]
     fn a_step_that_does_not_work_leaves_the_version_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = new_file(dir.path());
@@ -634,11 +679,17 @@ mod tests {
         create(&mut conn, b"0123456789abcdef").unwrap();
         let troubled = "SELECT g.id FROM grants g WHERE g.id > ?1 AND g.standing = ?
              AND g.standing <> 'active' ORDER BY g.id LIMIT ?";
+        let failing = format!(
+            "SELECT g.id FROM grants g WHERE g.id > ?1{} ORDER BY g.id LIMIT ?",
+            crate::store::failing::AMONG
+        );
         for (sql, index) in [
             (crate::store::schedule::DUE_WITHIN, "grants_due"),
             (crate::store::schedule::RESCHEDULE, "grants_provider"),
             (troubled, "grants_troubled"),
             (crate::store::ending::COUNTED, "grants_ending"),
+            (crate::store::failing::COUNTED, "grants_failing"),
+            (&failing, "grants_failing"),
         ] {
             let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let values = vec![1; plan.parameter_count()];
@@ -652,6 +703,8 @@ mod tests {
                 steps.contains(index) && !steps.contains("TEMP B-TREE"),
                 "{steps}"
             );
+            // The list goes from the index to the rows, never through all of them.
+            assert!(!steps.contains("SCAN g;"), "{steps}");
             assert!(
                 index != "grants_due" || steps.contains("COVERING INDEX"),
                 "{steps}"

@@ -189,6 +189,73 @@ fn what_ends_by_itself_is_told_and_is_no_trouble() {
 }
 
 #[test]
+fn grants_that_fail_are_trouble_once_a_token_ended_or_ends_within_the_margin() {
+    let failing = |code: &str, grants: u64, without: u64, soonest: Option<&str>| {
+        json!({"provider": "hubspot", "code": code, "grants": grants, "without_token": without,
+            "soonest_at": soonest, "since": "2026-11-21T23:00:00Z"})
+    };
+    let (ended, soon, far) = (
+        Some("2026-11-21T23:59:21Z"),
+        Some("2026-11-22T00:04:00Z"),
+        Some("2026-11-22T00:30:00Z"),
+    );
+    let ends_far = failing("http-503", 2, 0, far);
+    for (all, state, code, words) in [
+        (
+            json!([failing("dns", 1, 1, ended)]),
+            "running",
+            1,
+            "1 grant at hubspot has no access token that lives, since 2026-11-21T23:59:21Z (39 s ago), \
+             because refreshes fail: dns (the server's name does not resolve)",
+        ),
+        (
+            json!([failing("tls", 1, 1, ended), failing("connect", 5, 1, soon)]),
+            "cooling-down",
+            1,
+            "connect (nobody answers there), 1 tls (the server's certificate is not trusted, or it speaks no TLS); \
+             4 more fail, whose tokens still live",
+        ),
+        (
+            json!([failing("unknown-deadline", 2, 0, soon)]),
+            "running",
+            1,
+            "unknown-deadline (no whole answer came); last refreshed 1 h ago, the first token ends in 4 m",
+        ),
+        (
+            json!([ends_far]),
+            "running",
+            0,
+            "2 grants at hubspot fail to be refreshed, three times or more in a row: http-503",
+        ),
+        (
+            json!([failing("invalid_scope", 3, 0, None)]),
+            "running",
+            0,
+            "invalid_scope (the server refuses)",
+        ),
+        (
+            json!([failing("dns", 9, 9, ended)]),
+            "unreachable",
+            1,
+            "Provider hubspot is unreachable",
+        ),
+    ] {
+        let mut status = well();
+        status["providers"] = json!([provider("hubspot", state, "", None)]);
+        status["failing"] = all;
+        let ran = run(&serve(status).socket, &["status", "--json"], "");
+        assert_eq!(ran.code, code, "{}", ran.out);
+        let told: Value = serde_json::from_str(&ran.out).unwrap();
+        let list = &told[if code == 0 { "notices" } else { "troubles" }];
+        let mut all = list.as_array().unwrap().iter();
+        let found = all.find(|it| it["what"].as_str().unwrap().contains(words));
+        let list = &found.unwrap_or_else(|| panic!("{words}: {told:#}"))["whom"]["list"];
+        let failing = list == "freshctl grants --provider hubspot --failing";
+        assert_eq!(failing, state != "unreachable", "{list}");
+    }
+}
+
+#[test]
 fn each_trouble_alone_needs_attention() {
     for (member, value) in [
         ("state", json!("draining")),

@@ -365,7 +365,7 @@ fn each_state_has_its_cause_and_a_way_on() {
             format!(
                 "Why: The last attempt failed, most recently on 2026-11-22T11:50:00Z (10 m ago): the server could not be reached (dns). \
                  That is no verdict on the grant. The next attempt is due on 2026-11-22T12:15:00Z (in 15 m).\n{served}  \
-                 hint: nothing for this user: it is tried again by itself; if it lasts, ask the provider\n"
+                 hint: freshctl doctor says why the server cannot be reached, and what to mend; it is tried again by itself\n"
             ),
         ),
         (

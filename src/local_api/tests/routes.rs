@@ -260,7 +260,7 @@ async fn admins_list_grants_by_state_provider_user_and_missing_scope() {
     let list = site.ask("GET /v1/grants").await.json();
     assert_eq!(list["next_cursor"], "9");
     site.ask(
-        "GET /v1/grants?state=needs-authorization&reason=refused&ending=true&provider=google&user=a%2Fb&missing_scope=x+y&cursor=9&limit=5000\n\
+        "GET /v1/grants?state=needs-authorization&reason=refused&ending=true&failing=true&provider=google&user=a%2Fb&missing_scope=x+y&cursor=9&limit=5000\n\
          Freshd-Namespace: other",
     )
     .await;
@@ -275,6 +275,7 @@ async fn admins_list_grants_by_state_provider_user_and_missing_scope() {
         state: Some("needs-authorization".into()),
         reason: Some("refused".into()),
         ending: true,
+        failing: true,
         provider: Some("google".into()),
         missing_scope: Some("x y".into()),
         cursor: Some("9".into()),

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use support::daemon::{Config, Said};
 use support::{Answer, Freshd, Rotating, ScriptedServer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn well() -> (ScriptedServer, Freshd) {
     let server = ScriptedServer::start(|_| Answer::error(400, "invalid_request")).await;
@@ -266,4 +267,30 @@ async fn what_we_may_not_read_is_no_mistake_and_the_rest_is_looked_at() {
     for check in ["disk", "provider acme"] {
         assert_eq!(verdict(check).as_deref(), Some("ok"), "{check}: {json}");
     }
+}
+
+#[tokio::test]
+async fn a_redirect_is_told_whatever_is_in_its_location() {
+    let server = ScriptedServer::start(|_| Answer::error(400, "invalid_request")).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = format!("http://{}/token", listener.local_addr().unwrap());
+    let answers = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            let answer =
+                b"HTTP/1.1 302 Found\r\nlocation: https://x/\x01\x7f\r\ncontent-length: 0\r\n\r\n";
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    let config = Config::new().provider("acme", &server, "");
+    let config = config.provider_at("odd", &at, &at, "client", "secret", "");
+    let freshd = Freshd::start(config).await;
+    finds(
+        &doctor(&freshd).await,
+        "redirects (302)",
+        "this looks like the authorization URL",
+    );
+    answers.abort();
 }

@@ -36,11 +36,21 @@ async fn a_backup_is_private_sealed_and_never_overwrites() {
     assert!(memchr::memmem::find(&bytes, token.token().as_bytes()).is_none());
 
     let again = freshd.freshctl(&["backup", path], "").await;
-    assert_eq!(again.code, Some(65), "{}", again.stderr);
+    assert_eq!(again.code, Some(73), "{}", again.stderr);
     assert!(again.stderr.contains("already exists"), "{}", again.stderr);
     assert_eq!(std::fs::read(&copy).expect("it is there"), bytes);
     freshd.wait_for_log("backup-failed").await;
     assert_eq!(server.refreshes().len(), 0);
+
+    let nowhere = freshd.config.path().join("nowhere/copy");
+    let nowhere = nowhere.to_str().expect("ASCII");
+    let said = freshd.freshctl(&["backup", nowhere], "").await;
+    assert_eq!(said.code, Some(73), "{}", said.stderr);
+    for words in [nowhere, "No such file or directory", "ReadWritePaths="] {
+        assert!(said.stderr.contains(words), "{}", said.stderr);
+    }
+    let said = freshd.freshctl(&["restore", nowhere], "").await;
+    assert_eq!(said.code, Some(66), "{}", said.stderr);
 }
 
 #[tokio::test]

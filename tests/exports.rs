@@ -165,7 +165,8 @@ async fn an_export_with_secrets_decrypts_to_all_of_them_and_another_freshd_takes
         .await;
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     assert!(
-        said.stdout.contains("encrypted to 2 recipients"),
+        said.stdout.starts_with("exported 3 grants, ")
+            && said.stdout.contains("encrypted to 2 recipients"),
         "{}",
         said.stdout
     );
@@ -249,6 +250,10 @@ async fn without_a_recipient_or_with_a_wrong_one_nothing_is_exported_and_the_rul
             "must be an X25519 public key of age",
         ),
         (Some(secret.as_str()), "this is a secret key"),
+        (
+            Some("age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z"),
+            "is no key that anybody has",
+        ),
     ] {
         let mut args = vec!["export", "--with-secrets"];
         args.extend(recipient.iter().flat_map(|it| ["--recipient", it]));
@@ -438,4 +443,22 @@ async fn an_admin_who_is_not_root_exports_no_secrets_unless_the_configuration_sa
     );
     let note = audited(&scene.freshd, "refused: allow-export is false").await;
     assert_ne!(note["by"], "uid 0", "{note}");
+}
+
+#[tokio::test]
+async fn a_provider_that_nobody_knows_is_no_empty_export() {
+    let mut scene = Scene::new(&["anna"]).await;
+    let file = scene.freshd.config.path().join("export.age");
+    let options = ["--provider", "acne", "--output", file.to_str().unwrap()];
+    let said = scene.export(&options).await;
+    assert_eq!(said.code, Some(4), "{}", said.stderr);
+    assert!(said.stderr.contains("\"acne\""), "{}", said.stderr);
+    scene.freshd.stop().await;
+    let said = scene.export(&[&options[..], &["--offline"]].concat()).await;
+    assert_eq!(said.code, Some(4), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("\"acne\"") && !file.exists(),
+        "{}",
+        said.stderr
+    );
 }

@@ -133,7 +133,7 @@ async fn a_final_backup_that_fails_leaves_the_source_as_it_was() {
         .freshd
         .freshctl(&["backup", &copy, "--final"], "")
         .await;
-    assert_eq!(said.code, Some(65), "{}", said.stderr);
+    assert_eq!(said.code, Some(73), "{}", said.stderr);
     assert_eq!(scene.freshd.status().await["state"], "running");
     assert_eq!(scene.refresh().await, 2);
     // Where the store can't be marked as moved there is no copy either.

@@ -25,7 +25,12 @@ pub enum Credentials {
     Nowhere,
     /// The service has them, we only check its configuration: the names that were asked for are noted. The
     /// secrets are left empty, so what is read so must not be run.
-    Elsewhere(Vec<String>),
+    Elsewhere {
+        /// The names that were asked for.
+        names: Vec<String>,
+        /// Secret files that are closed to us, where these are left empty too and are not errors.
+        closed: Option<Vec<String>>,
+    },
 }
 
 /// Reads a provider's client secret. Returns `Some(None)` where there is no secret and should be none.
@@ -68,11 +73,27 @@ pub fn client_secret(
     };
     match read_secret(&path) {
         Ok(secret) => Some(Some(secret)),
+        Err(_) if note_closed(&path, credentials) => Some(Some(ClientSecret::new(""))),
         Err(rule) => {
             let path = show(&path.to_string_lossy());
             files.fail(key, format!("is in {path} but {rule}"));
             None
         }
+    }
+}
+
+/// Notes a file that is closed to us where that is no error.
+fn note_closed(path: &Path, credentials: &mut Credentials) -> bool {
+    let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    match credentials {
+        Credentials::Elsewhere {
+            closed: Some(closed),
+            ..
+        } if std::fs::File::open(path).is_err_and(denied) => {
+            closed.push(path.display().to_string());
+            true
+        }
+        _ => false,
     }
 }
 
@@ -94,7 +115,7 @@ fn credential(
     }
     match credentials {
         Credentials::In(dir) => Some(Some(dir.join(name))),
-        Credentials::Elsewhere(names) => {
+        Credentials::Elsewhere { names, .. } => {
             names.push(name);
             Some(None)
         }

@@ -45,19 +45,41 @@ pub fn load(file: &Path, defaults: &Defaults) -> Result<Config, Vec<ConfigError>
 /// # Errors
 /// As [`load`].
 pub fn check(file: &Path, defaults: &Defaults) -> Result<Description, Vec<ConfigError>> {
+    described(file, defaults, None).map(|(described, _)| described)
+}
+
+/// Does what [`check`] does, for somebody who may not read every secret: says also which secret files are closed to
+/// us, and takes these to be sound.
+///
+/// # Errors
+/// As [`load`].
+pub fn look(
+    file: &Path,
+    defaults: &Defaults,
+) -> Result<(Description, Vec<String>), Vec<ConfigError>> {
+    described(file, defaults, Some(Vec::new()))
+}
+
+fn described(
+    file: &Path,
+    defaults: &Defaults,
+    closed: Option<Vec<String>>,
+) -> Result<(Description, Vec<String>), Vec<ConfigError>> {
+    let names = Vec::new();
     let mut credentials = match &defaults.credentials_dir {
         Some(dir) => Credentials::In(dir.clone()),
-        None => Credentials::Elsewhere(Vec::new()),
+        None => Credentials::Elsewhere { names, closed },
     };
     let config = read(file, defaults, &mut credentials)?;
-    let unread_credentials = match credentials {
-        Credentials::Elsewhere(names) => names,
-        _ => Vec::new(),
+    let (unread_credentials, closed) = match credentials {
+        Credentials::Elsewhere { names, closed } => (names, closed.unwrap_or_default()),
+        _ => Default::default(),
     };
-    Ok(Description {
+    let described = Description {
         unread_credentials,
         ..describe(&config)
-    })
+    };
+    Ok((described, closed))
 }
 
 fn read(

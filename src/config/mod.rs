@@ -25,7 +25,7 @@ use url::Url;
 use crate::profile::Provider;
 
 pub use describe::{Description, describe};
-pub use load::{check, load};
+pub use load::{check, load, look};
 pub use quota::Quota;
 pub use value::{next_of_cron, positive_duration};
 

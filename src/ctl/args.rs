@@ -138,6 +138,24 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it changes nothing and shows no secret, so that no harm is done where it asks another daemon than was meant.
+    pub fn only_looks(&self) -> bool {
+        use Command::{Audit, Doctor, Events, Grants, Providers, Show, Status, Why};
+        matches!(
+            self,
+            Status
+                | Doctor { .. }
+                | Grants(_)
+                | Show { .. }
+                | Why { .. }
+                | Events(_)
+                | Audit(_)
+                | Providers
+        )
+    }
+}
+
 /// `grants`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Grants {

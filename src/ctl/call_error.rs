@@ -60,6 +60,9 @@ fn told(problem: &Problem) -> String {
 /// Another host has what was here: to try again does not help.
 const MOVED: &str = "urn:freshd:moved";
 
+/// The daemon can't make a file where it was to.
+const CANNOT_CREATE: &str = "urn:freshd:cannot-create";
+
 /// Returns whether the socket does not have the verb: only the admin one has all.
 fn admin_only(problem: &Problem) -> bool {
     problem.kind == "urn:freshd:no-such-route"
@@ -89,6 +92,7 @@ impl CallError {
             CallError::TooLong => Exit::Internal,
             CallError::Namespace => Exit::Usage,
             CallError::Refused(problem) if admin_only(problem) => Exit::Permission,
+            CallError::Refused(problem) if problem.kind == CANNOT_CREATE => Exit::CannotCreate,
             CallError::Refused(problem) => match problem.status {
                 401 | 403 => Exit::Permission,
                 404 => Exit::NoSuchGrant,
@@ -122,6 +126,10 @@ impl CallError {
             CallError::Refused(problem) if problem.kind == "urn:freshd:provider-unknown" => {
                 Some("freshctl providers lists those that are configured".to_owned())
             }
+            CallError::Refused(problem) if problem.kind == CANNOT_CREATE => Some(
+                "freshd writes it, as its own user and only where its unit lets it (ReadWritePaths=): name a new file in a directory that is there and that it may write"
+                    .to_owned(),
+            ),
             CallError::Refused(problem) if problem.kind == "about:blank" => {
                 Some("is this freshd's socket? --socket names another".to_owned())
             }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, DATE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{
+    CONTENT_TYPE, DATE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, TE, USER_AGENT,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -281,6 +283,7 @@ impl Client {
             USER_AGENT,
             HeaderValue::from_static(concat!("freshctl/", env!("CARGO_PKG_VERSION"))),
         );
+        headers.insert(TE, HeaderValue::from_static("trailers"));
         if !call.body.is_empty() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }

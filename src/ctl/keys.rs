@@ -10,7 +10,7 @@ use super::args::{ChangeKek, Recovery};
 use super::client::Call;
 use super::console::Console;
 use super::failure::{Exit, Failure};
-use super::local::{Place, chain, exit, place};
+use super::local::{Place, STOP, chain, exit, place};
 use super::output::{Look, escape};
 use crate::local_api::types::KeysView;
 use crate::store::Kek;
@@ -141,9 +141,7 @@ fn failure(error: &RekeyError, about_recovery: &str) -> Failure {
     let failure = Failure::new(exit(error.exit_code()), chain(error));
     match error {
         RekeyError::HasRecovery { .. } => failure.hint(about_recovery),
-        RekeyError::Open(_) if error.exit_code() == 75 => failure.hint(
-            "stop freshd first: systemctl stop freshd.service freshd.socket freshd-admin.socket",
-        ),
+        RekeyError::Open(_) if error.exit_code() == 75 => failure.hint(STOP),
         _ => failure,
     }
 }

@@ -2,6 +2,7 @@
 //! state directory.
 
 use std::error::Error;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,7 +11,7 @@ use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::output::{Look, escape};
 use crate::config::{self, ConfigError, Defaults, Description};
-use crate::store::Kek;
+use crate::store::{Kek, KeyError};
 
 /// Returns where the configuration is looked for: as the daemon does, by who we are.
 pub(super) fn defaults(console: &Console<'_>) -> Defaults {
@@ -82,20 +83,37 @@ pub(super) fn place(config: Option<&Path>, console: &Console<'_>) -> Result<Plac
 impl Place {
     /// Returns the key in `file`, or the one that freshd is started with.
     pub(super) fn find_key(&self, file: Option<&Path>) -> Result<Kek, Failure> {
+        let found = self.read_key(file);
+        found.map_err(|error| Failure::new(Exit::Config, chain(&error)))
+    }
+
+    /// The same, for who tells mistakes apart.
+    pub(super) fn read_key(&self, file: Option<&Path>) -> Result<Kek, KeyError> {
         let credentials = self.defaults.credentials_dir.as_deref();
         let found = match (file, credentials) {
             (Some(file), _) => Kek::read_file(file).map(Some),
             (None, Some(dir)) => Kek::from_systemd_credential(dir),
             (None, None) => Ok(None),
         };
-        let found = match found {
-            Ok(None) => Kek::read_file(self.described.key_file.as_ref()),
-            Ok(Some(kek)) => Ok(kek),
-            Err(error) => Err(error),
-        };
-        found.map_err(|error| Failure::new(Exit::Config, chain(&error)))
+        match found? {
+            None => Kek::read_file_of(self.described.key_file.as_ref(), self.owner()),
+            Some(kek) => Ok(kek),
+        }
+    }
+
+    /// Returns the uid that freshd runs as: ours, but for root the owner of the state directory, who may be anybody.
+    fn owner(&self) -> u32 {
+        let ours = rustix::process::geteuid();
+        match std::fs::metadata(&self.described.state_dir) {
+            Ok(about) if ours.is_root() => about.uid(),
+            _ => ours.as_raw(),
+        }
     }
 }
+
+/// What to do before a store is worked on that a daemon has; an app's socket would start freshd again.
+pub(super) const STOP: &str =
+    "stop freshd first: systemctl stop 'freshd-app@*' freshd.socket freshd-admin.socket freshd";
 
 /// Returns what runs a command's waiting.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
@@ -124,6 +142,7 @@ pub(super) fn exit(code: u8) -> Exit {
     match code {
         64 => Exit::Usage,
         65 => Exit::Data,
+        66 => Exit::NoInput,
         73 => Exit::CannotCreate,
         74 => Exit::Io,
         75 => Exit::TryLater,

@@ -180,13 +180,21 @@ fn dispatch(cli: Cli, console: &mut Console<'_>) -> Result<Exit, Failure> {
         }
         _ => {}
     }
-    let socket = socket::find(
+    let found = socket::find(
         global.socket.as_deref(),
         global.config.as_deref(),
         console.env,
         console.root,
     )?;
-    let client = Arc::new(Client::new(&socket, global.namespace.as_deref()));
+    match found.doubt {
+        Some(doubt) if cli.command.only_looks() => {
+            console.tell(&doubt);
+            console.note(&format!("asking at {} all the same", found.path.display()));
+        }
+        Some(doubt) => return Err(doubt),
+        None => {}
+    }
+    let client = Arc::new(Client::new(&found.path, global.namespace.as_deref()));
     let runtime = local::runtime()?;
     runtime.block_on(ask(
         cli.command,

@@ -6,10 +6,10 @@ use super::args::Restore as Args;
 use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::keys::read_recovery_key;
-use super::local::{chain, exit, place};
+use super::local::{STOP, chain, exit, place};
 use super::output::{Look, count, escape};
 use crate::daemon::clock::Clock;
-use crate::store::restore::{self, Restore, Restored};
+use crate::store::restore::{self, Restore, RestoreError, Restored};
 
 /// Restores a copy and says what is to be done next.
 pub(super) fn restore(
@@ -35,7 +35,13 @@ pub(super) fn restore(
         rotates: &rotates,
         at: Clock::system().now(),
     })
-    .map_err(|error| Failure::new(exit(error.exit_code()), chain(&error)))?;
+    .map_err(|error| {
+        let failure = Failure::new(exit(error.exit_code()), chain(&error));
+        match error {
+            RestoreError::Open(open) if open.exit_code() == 75 => failure.hint(STOP),
+            _ => failure,
+        }
+    })?;
     say(&restored, look, console)?;
     Ok(Exit::Ok)
 }

@@ -8,17 +8,20 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use http_body_util::BodyExt;
+use hyper::HeaderMap;
 
 use super::Session;
 use super::args::{Export, State};
+use super::call_error::CallError;
 use super::client::Call;
 use super::console::Console;
 use super::failure::{Exit, Failure};
-use super::local::{self, chain, exit, place};
+use super::local::{self, STOP, chain, exit, place};
 use super::output::{Look, count, escape};
 use crate::daemon::clock::Clock;
+use crate::local_api::export::GRANTS;
 use crate::local_api::types::ExportRequest;
-use crate::store::export::{ExportError, Filter, Recipients, export_offline};
+use crate::store::export::{ExportError, Exported, Filter, Recipients, export_offline};
 
 /// Where the encrypted bytes go. A file that was not finished goes.
 struct Output {
@@ -102,22 +105,35 @@ pub(super) async fn online(session: &mut Session<'_, '_>, args: &Export) -> Resu
         missing_scope: args.missing_scope.clone(),
     };
     let call = Call::post("/v1/export").json(&request);
-    let mut body = session.client.stream(&call).await?;
-    let mut bytes = 0;
+    let begun = session.client.stream(&call).await;
+    let mut body = begun.map_err(|error| match &error {
+        CallError::Refused(problem) if problem.status == 403 => Failure::from(error).hint(
+            "run it as root; or set daemon.allow-export = true, which allows it to every admin, and restart freshd",
+        ),
+        _ => error.into(),
+    })?;
+    let (mut bytes, mut grants) = (0, None);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| {
             Failure::new(Exit::TryLater, "the export was cut short; what has come of it is no whole and does not decrypt to its end")
                 .hint("look why: freshctl audit --action exported, and journalctl -u freshd")
         })?;
-        if let Ok(data) = frame.into_data() {
-            bytes += data.len() as u64;
-            output
-                .write(&data, session.console.stdout)
-                .map_err(Failure::output)?;
+        match frame.into_data() {
+            Ok(data) => {
+                bytes += data.len() as u64;
+                output
+                    .write(&data, session.console.stdout)
+                    .map_err(Failure::output)?;
+            }
+            Err(frame) => grants = frame.trailers_ref().and_then(count_of),
         }
     }
     output.finish(session.console.stdout)?;
-    say(args, None, bytes, session.look, session.console)
+    say(args, grants, bytes, session.look, session.console)
+}
+
+fn count_of(trailers: &HeaderMap) -> Option<u64> {
+    trailers.get(GRANTS)?.to_str().ok()?.parse().ok()
 }
 
 /// Exports a store that no daemon uses.
@@ -157,6 +173,14 @@ pub(super) fn offline(
     ));
     let bytes = out.bytes;
     let exported = exported.map_err(|error| failure(&error))?;
+    if let Some(name) = &args.provider
+        && exported == Exported::default()
+        && place.described.providers.iter().all(|it| it.name != *name)
+    {
+        let text = format!("provider {name:?} is not configured, and no grant is of it");
+        return Err(Failure::new(Exit::NoSuchGrant, text)
+            .hint("freshctl check-config lists those that are configured"));
+    }
     output.finish(console.stdout)?;
     if exported.left_out > 0 {
         console.note(&format!(
@@ -189,11 +213,15 @@ impl Write for Counted<'_> {
 fn failure(error: &ExportError) -> Failure {
     let failure = Failure::new(exit(error.exit_code()), chain(error));
     match error {
-        ExportError::Open(open) if open.exit_code() == 75 => failure.hint(
-            "stop freshd first: systemctl stop freshd.service freshd.socket freshd-admin.socket; or leave --offline out",
-        ),
-        ExportError::Held(_) => failure.hint("mend the disk, and start freshd: it stores them. Then stop it and export"),
-        ExportError::NoStore(_) => failure.hint("--config names the configuration that says where it is"),
+        ExportError::Open(open) if open.exit_code() == 75 => {
+            failure.hint(format!("{STOP}; or leave --offline out"))
+        }
+        ExportError::Held(_) => {
+            failure.hint("mend the disk, and start freshd: it stores them. Then stop it and export")
+        }
+        ExportError::NoStore(_) => {
+            failure.hint("--config names the configuration that says where it is")
+        }
         _ => failure,
     }
 }
@@ -206,15 +234,17 @@ fn say(
     look: Look,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let grants = grants.map_or_else(String::new, |grants| {
+    let number = grants.map_or_else(String::new, |grants| {
         format!("{}, ", count(grants, "grant"))
     });
     let to = count(args.recipient.len() as u64, "recipient");
-    let told = format!("exported {grants}{bytes} bytes, encrypted to {to}");
+    let told = format!("exported {number}{bytes} bytes, encrypted to {to}");
     match &args.output {
         Some(path) if look.json => {
             let path = path.to_string_lossy();
-            console.print_json(&serde_json::json!({ "output": path, "bytes": bytes }))?;
+            console.print_json(
+                &serde_json::json!({ "output": path, "grants": grants, "bytes": bytes }),
+            )?;
         }
         Some(path) => {
             console.print(&format!("{told}, to {}\n", escape(&path.to_string_lossy())))?
@@ -222,7 +252,7 @@ fn say(
         None => console.note(&told),
     }
     if !args.offline {
-        console.note("what freshd refreshes from now on makes an exported refresh token that rotates worthless; freshctl audit --action exported says how many grants it was");
+        console.note("what freshd refreshes from now on makes an exported refresh token that rotates worthless");
     }
     Ok(Exit::Ok)
 }

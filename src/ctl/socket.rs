@@ -1,6 +1,7 @@
 //! Which socket to talk to.
 
 use std::ffi::OsString;
+use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::failure::{Exit, Failure};
@@ -8,78 +9,143 @@ use crate::config::Defaults;
 
 const SYSTEM_CONFIG: &str = "/etc/freshd/freshd.toml";
 const SYSTEM_SOCKET: &str = "/run/freshd/admin/freshd.sock";
+const WHICH: &str =
+    "mend it (freshctl check-config names the line), or name the daemon's socket: --socket PATH";
+
+/// Which socket it is.
+#[derive(Debug)]
+pub struct Found {
+    /// The socket.
+    pub path: PathBuf,
+    /// Why this is a guess: nobody named a configuration, and the default one can't be understood. Only who looks may go on.
+    pub doubt: Option<Failure>,
+}
+
+impl Found {
+    fn sure(path: impl Into<PathBuf>) -> Found {
+        Found {
+            path: path.into(),
+            doubt: None,
+        }
+    }
+}
 
 /// Returns the socket's path: `named` by `--socket` or `FRESHD_SOCKET`, else the configured `daemon.admin-socket`,
 /// else the default one. Without root the user's own files come before the system's.
 ///
 /// # Errors
-/// Only a configuration that was named by `--config` has to be readable.
+/// A configuration that was named by `--config` can't be read (66) or understood (78): its daemon is another one
+/// than the default.
 pub fn find(
     named: Option<&Path>,
     config: Option<&Path>,
     env: &dyn Fn(&str) -> Option<OsString>,
     root: bool,
-) -> Result<PathBuf, Failure> {
+) -> Result<Found, Failure> {
     if let Some(path) = named {
-        return Ok(path.to_owned());
+        return Ok(Found::sure(path));
     }
     if let Some(path) = env("FRESHD_SOCKET").filter(|path| !path.is_empty()) {
-        return Ok(path.into());
+        return Ok(Found::sure(path));
     }
     if let Some(file) = config {
-        std::fs::metadata(file).map_err(|error| {
-            Failure::new(
-                Exit::NoInput,
-                format!("cannot open {}: {error}", file.display()),
-            )
-        })?;
-        if let Some(path) = configured(file) {
-            return Ok(path);
-        }
-    } else if !root {
+        let path = configured(file, true)?;
+        return Ok(Found::sure(path.unwrap_or_else(|| SYSTEM_SOCKET.into())));
+    }
+    if !root {
         // The same directories that a daemon without root takes.
         let text = |name: &str| env(name)?.into_string().ok();
         let own = Defaults::user(&text);
-        if let Some(path) = configured(&own.file) {
-            return Ok(path);
-        }
-        if own.daemon.admin_socket.exists() {
-            return Ok(own.daemon.admin_socket);
+        let (found, default) = (configured(&own.file, false), own.daemon.admin_socket);
+        if default.exists() || !matches!(found, Ok(None)) {
+            return Ok(or_default(found, default));
         }
     }
-    let system = if config.is_none() {
-        configured(Path::new(SYSTEM_CONFIG))
-    } else {
-        None
-    };
-    Ok(system.unwrap_or_else(|| PathBuf::from(SYSTEM_SOCKET)))
+    let found = configured(Path::new(SYSTEM_CONFIG), false);
+    Ok(or_default(found, SYSTEM_SOCKET.into()))
+}
+
+fn or_default(found: Result<Option<PathBuf>, Failure>, default: PathBuf) -> Found {
+    match found {
+        Ok(path) => Found::sure(path.unwrap_or(default)),
+        Err(doubt) => Found {
+            path: default,
+            doubt: Some(doubt),
+        },
+    }
 }
 
 /// Reads `daemon.admin-socket` from a configuration file and the `conf.d/*.toml` beside it; the last one wins.
 ///
 /// Only this key is looked at: an admin who may use the socket need not be able to read
-/// every secret that a whole configuration names.
-fn configured(file: &Path) -> Option<PathBuf> {
-    let mut files = vec![file.to_owned()];
-    let beside = file.parent().map(|parent| parent.join("conf.d"));
-    let mut more: Vec<PathBuf> = beside
-        .and_then(|directory| std::fs::read_dir(directory).ok())
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
-        .collect();
+/// every secret that a whole configuration names. What is not there, or closed to us, says nothing where
+/// nobody named it.
+fn configured(file: &Path, named: bool) -> Result<Option<PathBuf>, Failure> {
+    let mut found = admin_socket(file, named)?;
+    let beside = file.with_file_name("conf.d");
+    let listed = std::fs::read_dir(&beside)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let mut more: Vec<PathBuf> = match listed {
+        Ok(paths) => paths,
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) if absent(&error, named) => Vec::new(),
+        Err(error) => return Err(unreadable(&beside, &error)),
+    };
+    more.retain(|path| {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        name.ends_with(b".toml") && !name.starts_with(b".")
+    });
     more.sort();
-    files.append(&mut more);
-    files.iter().rev().find_map(|file| {
-        let text = std::fs::read_to_string(file).ok()?;
-        let table: toml::Table = text.parse().ok()?;
-        let path = table.get("daemon")?.get("admin-socket")?.as_str()?;
-        Path::new(path).is_absolute().then(|| PathBuf::from(path))
-    })
+    for file in more {
+        found = admin_socket(&file, named)?.or(found);
+    }
+    Ok(found)
+}
+
+fn absent(error: &Error, named: bool) -> bool {
+    use ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    !named && matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
+}
+
+/// Reads the key from one file.
+fn admin_socket(file: &Path, named: bool) -> Result<Option<PathBuf>, Failure> {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if absent(&error, named) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            return Err(wrong(file, "is not UTF-8 text"));
+        }
+        Err(error) => return Err(unreadable(file, &error)),
+    };
+    // The library's own message quotes the line, which may hold a secret; its bare words don't.
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        wrong(file, &format!("is not TOML: {}", error.message()))
+    })?;
+    let Some(value) = table.get("daemon").and_then(|it| it.get("admin-socket")) else {
+        return Ok(None);
+    };
+    match value.as_str().map(Path::new) {
+        Some(path) if path.is_absolute() => Ok(Some(path.into())),
+        _ => Err(wrong(
+            file,
+            "has a daemon.admin-socket that is no absolute path",
+        )),
+    }
+}
+
+fn unreadable(file: &Path, error: &Error) -> Failure {
+    let text = format!("cannot open {}: {error}", file.display());
+    Failure::new(Exit::NoInput, text).hint(
+        "name a file that is there and that you may read, or the daemon's socket: --socket PATH",
+    )
+}
+
+fn wrong(file: &Path, what: &str) -> Failure {
+    let text = format!(
+        "{} {what}, so it does not say which socket its freshd has",
+        file.display()
+    );
+    Failure::new(Exit::Config, text).hint(WHICH)
 }
 
 #[cfg(test)]
@@ -97,13 +163,16 @@ mod tests {
         std::fs::write(&config, "[daemon]\nadmin-socket = \"/a\"\n").unwrap();
         let env = |name: &str| (name == "FRESHD_SOCKET").then(|| OsString::from("/e"));
         let named = Path::new("/n");
-        assert_eq!(find(Some(named), Some(&config), &env, true).unwrap(), named);
         assert_eq!(
-            find(None, Some(&config), &env, true).unwrap(),
+            find(Some(named), Some(&config), &env, true).unwrap().path,
+            named
+        );
+        assert_eq!(
+            find(None, Some(&config), &env, true).unwrap().path,
             Path::new("/e")
         );
         assert_eq!(
-            find(None, Some(&config), &none, true).unwrap(),
+            find(None, Some(&config), &none, true).unwrap().path,
             Path::new("/a")
         );
     }
@@ -121,7 +190,7 @@ mod tests {
         .unwrap();
         std::fs::write(dir.path().join("conf.d/2.toml"), "[provider.x]\n").unwrap();
         assert_eq!(
-            find(None, Some(&config), &none, true).unwrap(),
+            find(None, Some(&config), &none, true).unwrap().path,
             Path::new("/b")
         );
     }
@@ -139,18 +208,21 @@ mod tests {
         };
         let socket = runtime.join("freshd/admin/freshd.sock");
         assert_ne!(
-            find(None, None, &env, false).unwrap(),
+            find(None, None, &env, false).unwrap().path,
             socket,
             "it is not there yet"
         );
         std::fs::write(&socket, "").unwrap();
-        assert_eq!(find(None, None, &env, false).unwrap(), socket);
+        assert_eq!(find(None, None, &env, false).unwrap().path, socket);
         std::fs::write(
             home.join("freshd/freshd.toml"),
             "[daemon]\nadmin-socket = \"/mine\"\n",
         )
         .unwrap();
-        assert_eq!(find(None, None, &env, false).unwrap(), Path::new("/mine"));
+        assert_eq!(
+            find(None, None, &env, false).unwrap().path,
+            Path::new("/mine")
+        );
     }
 
     #[test]
@@ -162,21 +234,62 @@ mod tests {
             .join(".local/state/freshd/run/admin/freshd.sock");
         std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
         std::fs::write(&socket, "").unwrap();
-        assert_eq!(find(None, None, &env, false).unwrap(), socket);
+        assert_eq!(find(None, None, &env, false).unwrap().path, socket);
     }
 
     #[test]
     fn a_named_configuration_has_to_be_there() {
         let failure = find(None, Some(Path::new("/nowhere/freshd.toml")), &none, true).unwrap_err();
-        assert!(
-            matches!(
-                failure,
-                Failure::Told {
-                    exit: Exit::NoInput,
-                    ..
-                }
-            ),
-            "{failure:?}"
-        );
+        assert_eq!(exit_of(&failure), Exit::NoInput);
+    }
+
+    #[test]
+    fn a_named_configuration_that_is_wrong_never_means_the_default_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("freshd.toml");
+        let refused = |text: &[u8]| {
+            std::fs::write(&config, text).unwrap();
+            find(None, Some(&config), &none, true).unwrap_err()
+        };
+        let sound = b"[daemon]\nadmin-socket = \"/a\"\n";
+        for text in [
+            b"[daemon\nclient-secret = \"hunter2".as_slice(),
+            b"[daemon]\nadmin-socket = \"a\"",
+            b"[daemon]\nadmin-socket = 1",
+            b"\xff",
+        ] {
+            let failure = refused(text);
+            assert_eq!(exit_of(&failure), Exit::Config, "{failure:?}");
+            assert!(failure.next().contains("--socket"), "{failure:?}");
+            assert!(!failure.message().contains("hunter2"), "{failure:?}");
+        }
+        std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+        std::fs::write(dir.path().join("conf.d/1.toml"), "[daemon").unwrap();
+        assert_eq!(exit_of(&refused(sound)), Exit::Config, "a drop-in");
+        std::fs::remove_file(dir.path().join("conf.d/1.toml")).unwrap();
+        std::fs::create_dir(dir.path().join("conf.d/2.toml")).unwrap();
+        assert_eq!(exit_of(&refused(sound)), Exit::NoInput, "a directory");
+    }
+
+    #[test]
+    fn a_default_configuration_that_is_wrong_leaves_the_default_socket_in_doubt() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = |name: &str| match name {
+            "XDG_CONFIG_HOME" => Some(dir.path().into()),
+            "XDG_RUNTIME_DIR" => Some(dir.path().join("run").into_os_string()),
+            _ => None,
+        };
+        std::fs::create_dir(dir.path().join("freshd")).unwrap();
+        std::fs::write(dir.path().join("freshd/freshd.toml"), "[daemon").unwrap();
+        let found = find(None, None, &env, false).unwrap();
+        assert_eq!(found.path, dir.path().join("run/freshd/admin/freshd.sock"));
+        assert_eq!(exit_of(&found.doubt.unwrap()), Exit::Config);
+    }
+
+    fn exit_of(failure: &Failure) -> Exit {
+        match failure {
+            Failure::Told { exit, .. } => *exit,
+            Failure::BrokenPipe => panic!("quiet"),
+        }
     }
 }

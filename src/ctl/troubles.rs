@@ -135,7 +135,7 @@ fn daemon(status: &Status) -> Vec<Finding> {
         "moved" => found.push(Finding::new(
             "This store was moved to another host by a final backup: nothing is refreshed or changed here",
             &[
-                "restore the copy there, then stop freshd here: systemctl stop freshd.service freshd.socket freshd-admin.socket",
+                "restore the copy there, then stop freshd here: systemctl stop 'freshd-app@*' freshd.socket freshd-admin.socket freshd",
                 "called off? stop freshd here, then: freshctl restore FILE --replace",
             ],
         )),

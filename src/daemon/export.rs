@@ -3,22 +3,25 @@
 use std::sync::Arc;
 
 use futures_util::stream;
+use hyper::HeaderMap;
+use hyper::body::{Bytes, Frame};
+use hyper::header::{HeaderName, HeaderValue};
 use tokio::sync::mpsc::{self, Sender};
 
 use super::audit;
 use super::keeper::Daemon;
 use super::shared::Shared;
-use crate::local_api::export::{ExportRequest, ExportStream};
+use crate::local_api::export::{ExportRequest, ExportStream, GRANTS};
 use crate::local_api::keeper::Audited;
 use crate::local_api::problem;
 use crate::local_api::types::Problem;
 use crate::store::Filter;
-use crate::store::export::{Export, ExportError, Exported, Recipients};
+use crate::store::export::{Export, ExportError, Exported, Recipients, holds};
 
 /// Pages that wait for their reader, besides the one that is being made.
 const PAGES: usize = 1;
 
-type Bytes = Result<hyper::body::Bytes, std::io::Error>;
+type Part = Result<Frame<Bytes>, std::io::Error>;
 
 impl Daemon {
     /// Begins an export for the peer with this uid.
@@ -44,6 +47,13 @@ impl Daemon {
             ));
         }
         let to = Recipients::read(&request.recipients).map_err(problem::bad_request)?;
+        if let Some(provider) = &request.provider {
+            // One that was taken out of the configuration may have grants still.
+            let there = holds(&shared.store, provider).await;
+            if !there.map_err(|error| problem::store_unavailable(&error.to_string()))? {
+                self.configured(provider)?;
+            }
+        }
         let held = shared.held.len();
         if held > 0 {
             let error = ExportError::Held(held).to_string();
@@ -74,20 +84,27 @@ impl Daemon {
             tell(&shared, by, exported.detail(&to, &ended));
         });
         Ok(Box::pin(stream::unfold(reader, |mut reader| async move {
-            let page: Bytes = reader.recv().await?;
+            let page: Part = reader.recv().await?;
             Some((page, reader))
         })))
     }
 }
 
-async fn send_all(mut export: Export, pages: &Sender<Bytes>) -> (Exported, Result<(), String>) {
+async fn send_all(mut export: Export, pages: &Sender<Part>) -> (Exported, Result<(), String>) {
     loop {
         let page = match export.next().await {
             Ok(Some(page)) => page,
-            Ok(None) => return (export.exported(), Ok(())),
+            Ok(None) => {
+                let exported = export.exported();
+                // Who asked reads nothing of what is encrypted, but wants to know how much it is.
+                let grants = HeaderValue::from(exported.grants);
+                let trailers = HeaderMap::from_iter([(HeaderName::from_static(GRANTS), grants)]);
+                let _ = pages.send(Ok(Frame::trailers(trailers))).await;
+                return (exported, Ok(()));
+            }
             Err(error) => return (export.exported(), Err(error.to_string())),
         };
-        if pages.send(Ok(page.into())).await.is_err() {
+        if pages.send(Ok(Frame::data(page.into()))).await.is_err() {
             return (export.exported(), Err("the reader hung up".to_owned()));
         }
     }

@@ -6,8 +6,9 @@ use axum::body::Body;
 use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
-use hyper::body::Bytes;
-use hyper::header::CONTENT_TYPE;
+use http_body_util::StreamBody;
+use hyper::body::{Bytes, Frame};
+use hyper::header::{CONTENT_TYPE, TRAILER};
 use serde::{Deserialize, Serialize};
 
 use super::call::Call;
@@ -33,8 +34,11 @@ pub struct ExportRequest {
     pub missing_scope: Option<String>,
 }
 
-/// Encrypted bytes as they come. An error cuts the connection, so that nobody takes a part for the whole.
-pub type ExportStream = Pin<Box<dyn Stream<Item = Result<Bytes, std::io::Error>> + Send>>;
+/// The trailer that says how many grants an export holds.
+pub const GRANTS: &str = "freshd-grants";
+
+/// Encrypted bytes as they come, and the trailer [`GRANTS`]. An error cuts the connection, so that nobody takes a part for the whole.
+pub type ExportStream = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, std::io::Error>> + Send>>;
 
 /// The route.
 pub(super) async fn export<K: Keeper>(
@@ -45,6 +49,6 @@ pub(super) async fn export<K: Keeper>(
     Query::none(request.uri())?;
     let body: ExportRequest = request::object(request.into_body(), &api.limits).await?;
     let stream = api.keeper.export(body, call.namespace, call.admin).await?;
-    let age = [(CONTENT_TYPE, "application/vnd.age")];
-    Ok((age, Body::from_stream(stream)).into_response())
+    let headers = [(CONTENT_TYPE, "application/vnd.age"), (TRAILER, GRANTS)];
+    Ok((headers, Body::new(StreamBody::new(stream))).into_response())
 }

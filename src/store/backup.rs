@@ -83,6 +83,14 @@ pub enum BackupError {
         /// The file.
         path: PathBuf,
     },
+    /// No file can be made there: the directory is missing, or closed to freshd.
+    #[error("{path} could not be made: {source}", path = path.display())]
+    CannotCreate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The file system of the copy has no room for it.
     #[error(
         "{path} needs about {needed} bytes, and its file system would be left without room",
@@ -99,7 +107,7 @@ pub enum BackupError {
     Io {
         /// The file.
         path: PathBuf,
-        /// `made`, `read`, `written`, `named`.
+        /// `made` (the mark of a final copy), `read`, `written`, `named`.
         done: &'static str,
         /// Why.
         source: io::Error,
@@ -243,7 +251,10 @@ impl Part {
             .create_new(true)
             .mode(0o600)
             .open(&self.file)
-            .map_err(self.io("made"))?;
+            .map_err(|source| BackupError::CannotCreate {
+                path: self.path.clone(),
+                source,
+            })?;
         let keyring = &inner.layout.keyring;
         let keyring = std::fs::read_to_string(keyring).map_err(|source| BackupError::Io {
             path: keyring.clone(),

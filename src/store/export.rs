@@ -31,6 +31,27 @@ const PAGE: usize = 200;
 const SHAPE: u32 = 1;
 const BUSY: Duration = Duration::from_secs(10);
 
+/// Each is told in the audit, and costs a multiplication on the curve.
+const MOST_RECIPIENTS: usize = 32;
+/// The points of low order of Curve25519 (RFC 7748 §6.1), each with and without its highest bit, which is ignored. age
+/// panics where it is to encrypt to one.
+const LOW_ORDER: [&str; 14] = [
+    "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z",
+    "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqzqqsuwj9m",
+    "age1qyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqj7vrya",
+    "age1qyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqzqqk67yly",
+    "age1ur4h5lpmgxu2u9jku0a0r87ydtdqnr0tnsetrlvxvgz3vh6fhqqqzyt4v9",
+    "age1ur4h5lpmgxu2u9jku0a0r87ydtdqnr0tnsetrlvxvgz3vh6fhzqqxqejhu",
+    "age1t7wft09r2zxzfvwsk92eeql0tvzyghxytqwgapkcyf8dm5ylz9ts6wm9s8",
+    "age1t7wft09r2zxzfvwsk92eeql0tvzyghxytqwgapkcyf8dm5ylz8ts72fzt7",
+    "age1anlllllllllllllllllllllllllllllllllllllllllllllllals4n2t7m",
+    "age1anllllllllllllllllllllllllllllllllllllllllllllllllls3hcv9z",
+    "age1ahlllllllllllllllllllllllllllllllllllllllllllllllalsn46ayy",
+    "age1ahlllllllllllllllllllllllllllllllllllllllllllllllllsh3g6la",
+    "age1amlllllllllllllllllllllllllllllllllllllllllllllllalselrwrv",
+    "age1amlllllllllllllllllllllllllllllllllllllllllllllllllsam3fc4",
+];
+
 /// Why an export did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
@@ -77,16 +98,31 @@ impl Recipients {
         if texts.is_empty() {
             return Err("secrets are exported encrypted only: --recipient must name the public key of who is to read them, age1… as age-keygen prints it".to_owned());
         }
-        let read = texts.iter().map(|text| {
+        let mut read: Vec<(String, age::x25519::Recipient)> = Vec::new();
+        for text in texts {
             let text = text.as_ref().trim();
             let key = text.parse::<age::x25519::Recipient>();
             let key = key.map_err(|_| match text.get(..15) {
                 Some("AGE-SECRET-KEY-") => "a recipient must be a public key (age1…), and this is a secret key: whoever has seen it can read what is encrypted to it, so make another: age-keygen".to_owned(),
                 _ => format!("recipient {text:?} must be an X25519 public key of age: age1 and 58 characters, as age-keygen prints it"),
             })?;
-            Ok((key.to_string(), key))
-        });
-        read.collect::<Result<_, _>>().map(Recipients)
+            let name = key.to_string();
+            if LOW_ORDER.contains(&name.as_str()) {
+                return Err(format!(
+                    "recipient {name} is no key that anybody has: what is encrypted to it everybody could read; name one that age-keygen made"
+                ));
+            }
+            if read.iter().all(|(known, _)| *known != name) {
+                read.push((name, key));
+            }
+        }
+        if read.len() > MOST_RECIPIENTS {
+            return Err(format!(
+                "there are {} recipients but must be at most {MOST_RECIPIENTS}",
+                read.len()
+            ));
+        }
+        Ok(Recipients(read))
     }
 
     /// Returns the public keys, for the audit.
@@ -94,6 +130,19 @@ impl Recipients {
         let names: Vec<&str> = self.0.iter().map(|(name, _)| name.as_str()).collect();
         names.join(", ")
     }
+}
+
+/// Returns whether there is any grant at this provider, configured or not.
+///
+/// # Errors
+/// The store can't be read.
+pub async fn holds(store: &Store, provider: &str) -> Result<bool, StoreError> {
+    let filter = Filter {
+        provider: Some(provider.to_owned()),
+        ..Filter::default()
+    };
+    let first = store.read(move |session| list(session, &filter, None, 1));
+    Ok(!first.await?.is_empty())
 }
 
 /// How much was exported.
@@ -373,4 +422,33 @@ async fn write_all(
     };
     let ended = ended.await;
     (exported, ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(texts: &[String]) -> String {
+        Recipients::read(texts).err().expect("it is refused")
+    }
+
+    #[test]
+    fn a_point_of_low_order_is_no_recipient() {
+        for text in LOW_ORDER {
+            let why = refused(&[text.to_owned()]);
+            assert!(why.contains("no key that anybody has"), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_recipient_counts_once_and_there_are_32_at_most() {
+        let one = || age::x25519::Identity::generate().to_public().to_string();
+        let mut texts = vec![one(); 3000];
+        let to = Recipients::read(&texts).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(to.names(), texts[0]);
+        texts.extend((1..MOST_RECIPIENTS).map(|_| one()));
+        assert!(Recipients::read(&texts).is_ok());
+        texts.push(one());
+        assert!(refused(&texts).contains("33 recipients but must be at most 32"));
+    }
 }

@@ -125,6 +125,14 @@ impl Kek {
     /// The file must be a regular one, not a symbolic link, of mode 0400 or
     /// 0600, owned by root or by our effective uid.
     pub fn read_file(path: &Path) -> Result<Kek, KeyError> {
+        Kek::read_file_of(path, rustix::process::geteuid().as_raw())
+    }
+
+    /// The same for another uid than ours: the one that freshd runs as, where root looks.
+    ///
+    /// # Errors
+    /// As [`Kek::read_file`].
+    pub fn read_file_of(path: &Path, uid: u32) -> Result<Kek, KeyError> {
         let (file, meta) = open_regular(path)?;
         let mode = meta.mode() & 0o7777;
         if mode != 0o400 && mode != 0o600 {
@@ -133,8 +141,7 @@ impl Kek {
                 mode,
             });
         }
-        let ours = rustix::process::geteuid().as_raw();
-        if meta.uid() != 0 && meta.uid() != ours {
+        if meta.uid() != 0 && meta.uid() != uid {
             return Err(KeyError::Owner {
                 path: path.into(),
                 uid: meta.uid(),

@@ -72,6 +72,14 @@ pub enum RestoreError {
     /// The state directory is in use or unusable, the key does not fit, the copy is a newer freshd's.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The file can't be opened.
+    #[error("{file} cannot be opened: {source}. Nothing was changed", file = file.display())]
+    Unopened {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The file is no copy, or a damaged one.
     #[error("{file} cannot be restored: {reason}. Nothing was changed", file = file.display())]
     NoCopy {
@@ -89,11 +97,12 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
-    /// Returns the exit code: 65 (the copy), 73 (there is a store), or the opening's.
+    /// Returns the exit code: 65 (the copy), 66 (it can't be opened), 73 (there is a store), or the opening's.
     pub fn exit_code(&self) -> u8 {
         match self {
             RestoreError::Open(error) => error.exit_code(),
             RestoreError::NoCopy { .. } => 65,
+            RestoreError::Unopened { .. } => 66,
             RestoreError::Exists { .. } => 73,
         }
     }
@@ -149,12 +158,15 @@ fn prove(restore: &Restore<'_>) -> Result<(Copy, Keyring), RestoreError> {
         file: restore.file.into(),
         reason,
     };
-    let read = |error: io::Error| no_copy(error.to_string());
+    let unopened = |source: io::Error| RestoreError::Unopened {
+        file: restore.file.into(),
+        source,
+    };
     // Opening a pipe would wait for somebody to write into it.
-    if !restore.file.metadata().map_err(read)?.is_file() {
+    if !restore.file.metadata().map_err(unopened)?.is_file() {
         return Err(no_copy("it is not a regular file".into()));
     }
-    File::open(restore.file).map_err(read)?;
+    File::open(restore.file).map_err(unopened)?;
     let sql = |error: rusqlite::Error| no_copy(error.to_string());
     let conn = schema::connect_immutable(restore.file).map_err(sql)?;
     let identity = schema::identity(&conn).map_err(sql)?;

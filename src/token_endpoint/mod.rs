@@ -209,6 +209,14 @@ fn http_client(
     connect_timeout: Duration,
     deadline: Duration,
 ) -> Result<reqwest::Client, ClientError> {
+    built(builder(outbound, connect_timeout, deadline)?, outbound)
+}
+
+fn builder(
+    outbound: &Outbound,
+    connect_timeout: Duration,
+    deadline: Duration,
+) -> Result<reqwest::ClientBuilder, ClientError> {
     let builder = reqwest::Client::builder()
         .user_agent(concat!("freshd/", env!("CARGO_PKG_VERSION")))
         .default_headers(HeaderMap::from_iter([(
@@ -230,13 +238,21 @@ fn http_client(
         }
         None => builder,
     };
-    let builder = match &outbound.ca_bundle {
+    match &outbound.ca_bundle {
         Some(pem) => match reqwest::Certificate::from_pem_bundle(pem) {
-            Ok(certificates) if !certificates.is_empty() => builder.tls_certs_merge(certificates),
-            _ => return Err(ClientError::CaBundle),
+            Ok(certificates) if !certificates.is_empty() => {
+                Ok(builder.tls_certs_merge(certificates))
+            }
+            _ => Err(ClientError::CaBundle),
         },
-        None => builder,
-    };
+        None => Ok(builder),
+    }
+}
+
+fn built(
+    builder: reqwest::ClientBuilder,
+    outbound: &Outbound,
+) -> Result<reqwest::Client, ClientError> {
     builder.build().map_err(|_| match outbound.ca_bundle {
         // With certificates of our own, a host that has none is no error; one that is not DER is.
         Some(_) => ClientError::CaBundle,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_TYPE, LOCATION};
 use url::Url;
 
-use super::{Outbound, failure, http_client};
+use super::{Outbound, builder, built, failure};
 use crate::profile::check_endpoint;
 use crate::refresh::token_response::Outcome;
 
@@ -31,7 +31,11 @@ pub async fn ask(endpoint: &Url, outbound: &Outbound) -> Result<Seen, &'static s
     if check_endpoint(endpoint).is_err() {
         return Err("insecure-endpoint");
     }
-    let client = http_client(outbound, CONNECT_TIMEOUT, DEADLINE).map_err(|_| "tls-setup")?;
+    let client = builder(outbound, CONNECT_TIMEOUT, DEADLINE)
+        // A redirect is one, whatever is in its Location.
+        .map(|builder| builder.http1_ignore_invalid_headers_in_responses(true))
+        .and_then(|builder| built(builder, outbound))
+        .map_err(|_| "tls-setup")?;
     let nothing: [(&str, &str); 0] = [];
     let sent = client.post(endpoint.clone()).form(&nothing).send().await;
     let answer = sent.map_err(|error| match failure::before_answer(&error) {

@@ -8,10 +8,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::super::local::{Place, chain};
 use super::super::output::length;
-use super::Findings;
+use super::{AS_ROOT, Findings};
 use crate::daemon::clock::Clock;
 use crate::refresh::time::UnixTime;
-use crate::store::rekey;
+use crate::store::{KeyError, Store, rekey};
 
 /// freshd writes no more long before a disk is full to the last byte; this is a day of most hosts' growth.
 const ROOM: u64 = 64 << 20;
@@ -23,20 +23,13 @@ const AHEAD: Duration = Duration::from_secs(60);
 /// Looks at the key file's rules, and whether it opens this store's keyring.
 pub(super) fn key(findings: &mut Findings, place: &Place) {
     let file = &place.described.key_file;
-    let kek = match place.find_key(None) {
+    let kek = match place.read_key(None) {
         Ok(kek) => kek,
         Err(_) if unreadable(Path::new(file)) => {
             findings.unknown("key", format!("{file} cannot be read by us"), AS_ROOT);
             return;
         }
-        Err(failure) => {
-            findings.wrong(
-                "key",
-                failure.message(),
-                "freshd reads a key that is its own, mode 0400 or 0600; if it is lost: freshctl key change-kek --recovery-key-file",
-            );
-            return;
-        }
+        Err(error) => return mend_key(findings, place, &error),
     };
     match rekey::proves(Path::new(&place.described.state_dir), &kek) {
         Ok(true) => findings.ok("key", format!("{file} opens the keyring")),
@@ -52,7 +45,25 @@ pub(super) fn key(findings: &mut Findings, place: &Place) {
     }
 }
 
-const AS_ROOT: &str = "run freshctl doctor as root, or as the user that freshd runs as";
+/// Says what to do about a key that can't be used.
+fn mend_key(findings: &mut Findings, place: &Place, error: &KeyError) {
+    let dir = Path::new(&place.described.state_dir);
+    let path = &place.described.key_file;
+    let todo = match error {
+        KeyError::Missing { .. } if unreadable(dir) || Store::exists(dir) => {
+            return findings.wrong(
+                "key",
+                format!("key file {path} does not exist, and without it the store in {} can't be opened", dir.display()),
+                "put the key back from its backup; or, with the recovery key, another one in its place: freshctl key change-kek --recovery-key-file",
+            );
+        }
+        KeyError::Missing { .. } => format!("there is no store yet: freshctl key generate {path}"),
+        KeyError::Mode { .. } => format!("chmod 0600 {path} (0400 or 0600); if others could read it: freshctl key change-kek"),
+        KeyError::Owner { .. } => format!("chown --reference={} {path}", dir.display()),
+        _ => "put the right key back, from its backup; if it is lost: freshctl key change-kek --recovery-key-file".to_owned(),
+    };
+    findings.wrong("key", chain(error), todo);
+}
 
 fn unreadable(path: &Path) -> bool {
     let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
@@ -88,19 +99,17 @@ pub(super) fn state(findings: &mut Findings, place: &Place) {
     let mut sound = true;
     let mut look = |path: &Path, about: &Metadata, owner: u32| {
         let mode = about.mode() & 0o7777;
-        if mode & 0o077 != 0 && (about.is_file() || mode & 0o022 != 0) {
+        if mode & 0o077 != 0 {
             sound = false;
-            findings.wrong(
-                "state",
-                format!(
-                    "{} has mode {mode:04o}: others may read or change it",
-                    path.display()
+            let name = path.display();
+            let todo = match about.is_dir() {
+                true => format!("chmod 0700 {name}"),
+                false => format!(
+                    "chmod go= {name}; if others could read the key too, rotate: freshctl key rotate"
                 ),
-                format!(
-                    "chmod go= {}; if others could read the key too, rotate: freshctl key rotate",
-                    path.display()
-                ),
-            );
+            };
+            let text = format!("{name} has mode {mode:04o}: others may read or change it");
+            findings.wrong("state", text, todo);
         }
         if about.uid() != owner {
             sound = false;

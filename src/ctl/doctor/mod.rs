@@ -16,6 +16,8 @@ use super::local::{Place, defaults};
 use super::output::{Look, escape};
 use crate::config;
 
+const AS_ROOT: &str = "run freshctl doctor as root, or as the user that freshd runs as";
+
 /// How a finding is to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,9 +94,20 @@ pub(super) fn doctor(
     let mut findings = Findings::default();
     let defaults = defaults(console);
     let file = config.unwrap_or(&defaults.file);
-    match config::check(file, &defaults) {
-        Ok(described) => {
-            findings.ok("config", format!("{} is sound", described.files.join(", ")));
+    match config::look(file, &defaults) {
+        Ok((described, closed)) => {
+            let files = described.files.join(", ");
+            match closed.is_empty() {
+                true => findings.ok("config", format!("{files} is sound")),
+                false => findings.unknown(
+                    "config",
+                    format!(
+                        "{files} is sound but for {}, which we may not read",
+                        closed.join(", ")
+                    ),
+                    AS_ROOT,
+                ),
+            }
             let place = Place {
                 defaults,
                 described,
@@ -112,10 +125,14 @@ pub(super) fn doctor(
         }
         Err(errors) => {
             for error in &errors {
+                if error.message.ends_with("permission denied") {
+                    findings.unknown("config", error.to_string(), AS_ROOT);
+                    continue;
+                }
                 findings.wrong(
                     "config",
                     error.to_string(),
-                    "mend it (freshctl check-config says the same), then systemctl reload freshd; without root, secrets that only root may read are told as wrong too",
+                    "mend it (freshctl check-config says the same), then systemctl reload freshd",
                 );
             }
         }

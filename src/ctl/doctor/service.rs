@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use nix::unistd::{Gid, Group};
@@ -10,6 +10,7 @@ use nix::unistd::{Gid, Group};
 use super::super::client::{Call, Client};
 use super::super::failure::Failure;
 use super::super::local::Place;
+use super::super::socket::Found;
 use super::Findings;
 use crate::local_api::types::Status;
 
@@ -124,10 +125,13 @@ fn socket(findings: &mut Findings, check: &str, path: &Path, admin: bool) {
 }
 
 /// Asks the daemon how it fares.
-pub(super) async fn daemon(findings: &mut Findings, socket: Result<PathBuf, Failure>) {
+pub(super) async fn daemon(findings: &mut Findings, socket: Result<Found, Failure>) {
     let asked = match socket {
-        Ok(socket) => {
-            let client = Client::new(&socket, None);
+        Ok(found) => {
+            if let Some(doubt) = found.doubt {
+                findings.wrong("daemon", doubt.message(), doubt.next());
+            }
+            let client = Client::new(&found.path, None);
             let answer = client.send(&Call::get("/v1/status")).await;
             answer
                 .map_err(Failure::from)

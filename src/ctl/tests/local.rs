@@ -90,3 +90,38 @@ fn completions_are_printed_for_each_shell() {
         assert!(ran.out.contains("check-config"), "{shell}");
     }
 }
+
+#[test]
+fn with_a_default_configuration_that_is_broken_only_who_looks_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("freshd")).unwrap();
+    std::fs::write(dir.path().join("freshd/freshd.toml"), "[daemon").unwrap();
+    let run = |args: &[&str]| {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut console = Console {
+            stdin: Box::new(std::io::empty()),
+            stdout: &mut out,
+            stderr: &mut err,
+            terminals: Terminals::default(),
+            env: &|name| name.starts_with("XDG_").then(|| dir.path().into()),
+            root: false,
+        };
+        let line = ["freshctl"].iter().chain(args).map(Into::into);
+        let code = super::super::run(line, &mut console);
+        (code, String::from_utf8(err).unwrap())
+    };
+    for args in [&["pause", "anna", "acme"][..], &["token", "anna", "acme"]] {
+        let (code, err) = run(args);
+        assert_eq!(code, 78, "{err}");
+        assert!(
+            err.contains("is not TOML") && err.contains("--socket"),
+            "{err}"
+        );
+    }
+    let (code, err) = run(&["status"]);
+    assert_eq!(code, 69, "nobody is there, but it asked: {err}");
+    assert!(
+        err.contains("is not TOML") && err.contains("all the same"),
+        "{err}"
+    );
+}

@@ -36,7 +36,11 @@ const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// Who opens connections too fast is hung up on for so long.
 const STORM: Duration = Duration::from_millis(100);
 
-/// The log remembers so many refused uids, in order to name each once.
+/// The log names so many refused uids once each; further ones are only counted, by metric and audit, for [`FORGOTTEN`].
+const NAMED: usize = 64;
+const FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// So many uids that open connections too fast are known at once.
 const REMEMBERED: usize = 1024;
 
 /// So many file descriptors, or a quarter of all if that is less, are not for apps: the admin socket, the store and
@@ -225,6 +229,8 @@ pub(super) struct Server<K> {
 struct Refused {
     rules: Arc<Rules>,
     uids: HashSet<Option<u32>>,
+    /// When they became [`NAMED`], on the clock that quotas are counted by.
+    since: Duration,
 }
 
 impl<K: Keeper> Server<K> {
@@ -238,6 +244,7 @@ impl<K: Keeper> Server<K> {
         let refused = Mutex::new(Refused {
             rules: access.rules.load_full(),
             uids: HashSet::new(),
+            since: Duration::ZERO,
         });
         Server {
             files: match kind {
@@ -373,15 +380,23 @@ impl<K: Keeper> Server<K> {
             user: None,
             detail: format!("{} socket", self.kind),
         });
+        let now = self.access.quotas.running();
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&refused.rules, rules) || refused.uids.len() >= REMEMBERED {
-            *refused = Refused {
-                rules: Arc::clone(rules),
-                uids: HashSet::new(),
-            };
+        if refused.uids.len() >= NAMED && now >= refused.since + FORGOTTEN {
+            refused.uids.clear();
         }
-        if !refused.uids.insert(peer.map(|peer| peer.uid)) {
+        if !Arc::ptr_eq(&refused.rules, rules) {
+            // Whom the new rules refuse as well is news, but no more of them than there were.
+            refused.rules = Arc::clone(rules);
+            if refused.uids.len() < NAMED {
+                refused.uids.clear();
+            }
+        }
+        if refused.uids.len() >= NAMED || !refused.uids.insert(peer.map(|peer| peer.uid)) {
             return;
+        }
+        if refused.uids.len() == NAMED {
+            refused.since = now;
         }
         tracing::warn!(
             socket = %self.kind,

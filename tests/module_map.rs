@@ -22,6 +22,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
             "local_api::types",
             "refresh::time",
             "store::Kek",
+            "store::KeyError",
             "store::RecoveryKey",
             "store::rekey",
             "store::restore",

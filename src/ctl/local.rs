@@ -11,7 +11,8 @@ use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::output::{Look, escape};
 use crate::config::{self, ConfigError, Defaults, Description};
-use crate::store::{Kek, KeyError};
+use crate::store::Kek;
+use crate::store::KeyError;
 
 /// Returns where the configuration is looked for: as the daemon does, by who we are.
 pub(super) fn defaults(console: &Console<'_>) -> Defaults {

@@ -19,8 +19,7 @@ use super::failure::{Exit, Failure};
 use super::local::{self, STOP, chain, exit, place};
 use super::output::{Look, count, escape};
 use crate::daemon::clock::Clock;
-use crate::local_api::export::GRANTS;
-use crate::local_api::types::ExportRequest;
+use crate::local_api::types::{EXPORTED_GRANTS, ExportRequest};
 use crate::store::export::{ExportError, Exported, Filter, Recipients, export_offline};
 
 /// Where the encrypted bytes go. A file that was not finished goes.
@@ -133,7 +132,7 @@ pub(super) async fn online(session: &mut Session<'_, '_>, args: &Export) -> Resu
 }
 
 fn count_of(trailers: &HeaderMap) -> Option<u64> {
-    trailers.get(GRANTS)?.to_str().ok()?.parse().ok()
+    trailers.get(EXPORTED_GRANTS)?.to_str().ok()?.parse().ok()
 }
 
 /// Exports a store that no daemon uses.

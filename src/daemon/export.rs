@@ -11,10 +11,10 @@ use tokio::sync::mpsc::{self, Sender};
 use super::audit;
 use super::keeper::Daemon;
 use super::shared::Shared;
-use crate::local_api::export::{ExportRequest, ExportStream, GRANTS};
+use crate::local_api::export::{ExportRequest, ExportStream};
 use crate::local_api::keeper::Audited;
 use crate::local_api::problem;
-use crate::local_api::types::Problem;
+use crate::local_api::types::{EXPORTED_GRANTS, Problem};
 use crate::store::Filter;
 use crate::store::export::{Export, ExportError, Exported, Recipients, holds};
 
@@ -98,7 +98,8 @@ async fn send_all(mut export: Export, pages: &Sender<Part>) -> (Exported, Result
                 let exported = export.exported();
                 // Who asked reads nothing of what is encrypted, but wants to know how much it is.
                 let grants = HeaderValue::from(exported.grants);
-                let trailers = HeaderMap::from_iter([(HeaderName::from_static(GRANTS), grants)]);
+                let trailers =
+                    HeaderMap::from_iter([(HeaderName::from_static(EXPORTED_GRANTS), grants)]);
                 let _ = pages.send(Ok(Frame::trailers(trailers))).await;
                 return (exported, Ok(()));
             }

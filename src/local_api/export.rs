@@ -15,7 +15,7 @@ use super::call::Call;
 use super::keeper::Keeper;
 use super::request::{self, Query};
 use super::routes::Api;
-use super::types::Problem;
+use super::types::{EXPORTED_GRANTS, Problem};
 
 /// The body of `POST /v1/export`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,10 +34,7 @@ pub struct ExportRequest {
     pub missing_scope: Option<String>,
 }
 
-/// The trailer that says how many grants an export holds.
-pub const GRANTS: &str = "freshd-grants";
-
-/// Encrypted bytes as they come, and the trailer [`GRANTS`]. An error cuts the connection, so that nobody takes a part for the whole.
+/// Encrypted bytes as they come, and the trailer [`EXPORTED_GRANTS`]. An error cuts the connection, so that nobody takes a part for the whole.
 pub type ExportStream = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, std::io::Error>> + Send>>;
 
 /// The route.
@@ -49,6 +46,9 @@ pub(super) async fn export<K: Keeper>(
     Query::none(request.uri())?;
     let body: ExportRequest = request::object(request.into_body(), &api.limits).await?;
     let stream = api.keeper.export(body, call.namespace, call.admin).await?;
-    let headers = [(CONTENT_TYPE, "application/vnd.age"), (TRAILER, GRANTS)];
+    let headers = [
+        (CONTENT_TYPE, "application/vnd.age"),
+        (TRAILER, EXPORTED_GRANTS),
+    ];
     Ok((headers, Body::new(StreamBody::new(stream))).into_response())
 }

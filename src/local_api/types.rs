@@ -565,3 +565,6 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u64>,
 }
+
+/// The trailer that says how many grants an export with secrets holds.
+pub const EXPORTED_GRANTS: &str = "freshd-grants";

@@ -257,6 +257,28 @@ async fn a_groups_rule_admits_by_primary_and_by_supplementary_group() {
 // A stranger.
 
 #[tokio::test]
+async fn of_ever_new_strangers_the_log_names_sixty_four() {
+    if cannot_run() {
+        return;
+    }
+    let host = Host::start(|config| config.app("crm", &format!("unix-uid = {CRM}\n{READ}"))).await;
+    for nth in 0..70 {
+        host.assert_refused(person(70_000 + nth), &host.shared())
+            .await;
+    }
+    // A reload makes them no news: whoever has many uids would fill the log with them each time.
+    let freshd = host.freshd;
+    freshd.reload().await.unwrap();
+    let named = freshd.logs().matches("peer-refused").count();
+    assert_eq!(named, 64);
+    let page = freshd.admin(hyper::Method::GET, "/metrics").await.text;
+    let counted = page
+        .lines()
+        .find_map(|line| line.strip_prefix("freshd_peers_refused_total "));
+    assert_eq!(counted, Some("70"));
+}
+
+#[tokio::test]
 async fn a_stranger_is_told_who_it_is_and_the_log_shows_the_rule_that_would_admit_it() {
     if cannot_run() {
         return;

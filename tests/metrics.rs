@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use hyper::Method;
 use support::daemon::Config;
-use support::{Answer, Freshd, Rotating, ScriptedServer, eventually};
+use support::{Answer, Freshd, Rotating, ScriptedServer, eventually, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -214,6 +214,26 @@ async fn on_loopback_a_scraper_gets_the_metrics_and_nothing_else() {
         );
         assert!(!answer.contains("freshd_store"), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn who_only_sits_on_the_loopback_port_makes_no_scraper_wait() {
+    let server = ScriptedServer::start(|_| Answer::error(500, "server_error")).await;
+    let config = Config::new()
+        .provider("acme", &server, "")
+        .daemon("metrics-listen = \"127.0.0.1:0\"");
+    let freshd = Freshd::start(config).await;
+    let line = freshd.wait_for_log("metrics-listening").await;
+    let address = line.split("address=").nth(1).expect("it is told").trim();
+    let mut sitting = Vec::new();
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /metr").await.unwrap();
+        sitting.push(stream);
+    }
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    let page = within("a scrape", raw(address, &request)).await;
+    assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Whoever is on the host can read it; nothing on it is a secret or names a user. A web page that a browser on this host
 //! shows gets nothing.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,13 +16,17 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use super::scrape;
 use super::shared::Shared;
 use crate::metrics;
 
-/// So many scrapes at once; further ones wait.
-const CONNECTIONS: usize = 8;
+/// So many connections at once. A further one takes the place of the oldest: a scrape takes milliseconds, and who only
+/// sits there must not make monitoring blind.
+const CONNECTIONS: usize = 64;
+/// So many answers are made at once; further ones wait.
+const SCRAPES: usize = 8;
 /// A connection lives no longer. Each is for one scrape.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A request's head is no larger.
@@ -42,11 +47,9 @@ pub(super) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Answers scrapes until the daemon ends.
 pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let scrapes = Arc::new(Semaphore::new(SCRAPES));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return; // it is never closed
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -55,10 +58,19 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
                 continue;
             }
         };
-        let shared = shared.clone();
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        let (shared, scrapes) = (shared.clone(), scrapes.clone());
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            let shared = shared.clone();
-            async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
+            let (shared, scrapes) = (shared.clone(), scrapes.clone());
+            async move {
+                let _turn = scrapes.acquire().await; // it is never closed
+                Ok::<_, Infallible>(answer(&shared, &request).await)
+            }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             // `PATIENCE` keeps the time.
@@ -66,11 +78,11 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
             .max_buf_size(HEAD_BYTES)
             .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             // A scraper that hangs up or is too slow comes again.
             let _ = tokio::time::timeout(PATIENCE, connection).await;
-            drop(place);
         });
+        open.push_back(connection.abort_handle());
     }
 }
 

@@ -91,7 +91,7 @@ async fn a_directory_that_is_not_there_is_told_and_a_left_over_is_replaced() {
     let out = tempfile::tempdir().unwrap();
     let refused = bench.store.backup(&out.path().join("no/copy"), at(5)).await;
     assert!(
-        matches!(refused, Err(BackupError::Io { .. })),
+        matches!(refused, Err(BackupError::CannotCreate { .. })),
         "{refused:?}"
     );
     // A crash left this one.

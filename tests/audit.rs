@@ -6,7 +6,7 @@ mod support;
 use hyper::Method;
 use serde_json::Value;
 use support::daemon::{Config, grant_path, token_path};
-use support::{Freshd, Rotating, ScriptedServer, eventually};
+use support::{Freshd, Rotating, ScriptedServer, at_rotating_server, eventually};
 
 /// The notes with a query, the newest first.
 async fn notes(freshd: &Freshd, query: &str) -> Vec<Value> {
@@ -29,10 +29,7 @@ async fn newest(freshd: &Freshd, action: &str) -> Value {
 }
 
 async fn start() -> (Freshd, Rotating) {
-    let rotating = Rotating::new(3600);
-    let server = ScriptedServer::start(rotating.script()).await;
-    let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
-    let freshd = Freshd::start(config).await;
+    let (freshd, rotating, server) = at_rotating_server("rotation = \"strict\"").await;
     // Nobody needs the server any more: what is read lives for an hour.
     freshd
         .import("anna", "acme", &rotating.issue("anna").import_expired())

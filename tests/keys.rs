@@ -9,8 +9,8 @@ use std::process::Stdio;
 
 use freshd::store::rekey::{self, Proof};
 use freshd::store::{Kek, RecoveryKey};
-use support::daemon::{Config, Said, freshctl};
-use support::{Freshd, Rotating, ScriptedServer};
+use support::daemon::{Said, freshctl};
+use support::{Freshd, ScriptedServer, at_rotating_server};
 
 struct Scene {
     freshd: Freshd,
@@ -20,10 +20,7 @@ struct Scene {
 impl Scene {
     /// One grant, and a daemon that has stopped.
     async fn new() -> Scene {
-        let rotating = Rotating::new(3600);
-        let server = ScriptedServer::start(rotating.script()).await;
-        let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
-        let mut freshd = Freshd::start(config).await;
+        let (mut freshd, rotating, server) = at_rotating_server("rotation = \"strict\"").await;
         let tokens = rotating.issue("anna").import();
         freshd.import("anna", "acme", &tokens).await;
         freshd.stop().await;

@@ -170,8 +170,8 @@ async fn an_open_stream_of_events_is_counted_until_it_closes() {
     streams(0.0).await;
 }
 
-#[tokio::test]
-async fn on_loopback_a_scraper_gets_the_metrics_and_nothing_else() {
+/// A daemon that serves its metrics on a loopback address, and that address.
+async fn on_loopback() -> (Freshd, String) {
     let server = ScriptedServer::start(|_| Answer::error(500, "server_error")).await;
     let config = Config::new()
         .provider("acme", &server, "")
@@ -179,6 +179,13 @@ async fn on_loopback_a_scraper_gets_the_metrics_and_nothing_else() {
     let freshd = Freshd::start(config).await;
     let line = freshd.wait_for_log("metrics-listening").await;
     let address = line.split("address=").nth(1).expect("it is told").trim();
+    (freshd, address.to_owned())
+}
+
+#[tokio::test]
+async fn on_loopback_a_scraper_gets_the_metrics_and_nothing_else() {
+    let (_freshd, address) = on_loopback().await;
+    let address = address.as_str();
 
     let page = raw(
         address,
@@ -218,13 +225,8 @@ async fn on_loopback_a_scraper_gets_the_metrics_and_nothing_else() {
 
 #[tokio::test]
 async fn who_only_sits_on_the_loopback_port_makes_no_scraper_wait() {
-    let server = ScriptedServer::start(|_| Answer::error(500, "server_error")).await;
-    let config = Config::new()
-        .provider("acme", &server, "")
-        .daemon("metrics-listen = \"127.0.0.1:0\"");
-    let freshd = Freshd::start(config).await;
-    let line = freshd.wait_for_log("metrics-listening").await;
-    let address = line.split("address=").nth(1).expect("it is told").trim();
+    let (_freshd, address) = on_loopback().await;
+    let address = address.as_str();
     let mut sitting = Vec::new();
     for _ in 0..200 {
         let mut stream = TcpStream::connect(address).await.unwrap();

@@ -5,9 +5,8 @@ mod support;
 use std::path::PathBuf;
 
 use rustix::process::Signal;
-use support::daemon::Config;
 use support::strace::Strace;
-use support::{Freshd, Rotating, ScriptedServer};
+use support::{Freshd, Rotating, ScriptedServer, at_rotating_server};
 
 struct Scene {
     rotating: Rotating,
@@ -20,10 +19,7 @@ const REFRESH: &str = "/v1/users/anna/grants/acme/refresh";
 impl Scene {
     /// Two grants at a server that kills a used refresh token at once.
     async fn new() -> Scene {
-        let rotating = Rotating::new(3600);
-        let server = ScriptedServer::start(rotating.script()).await;
-        let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
-        let freshd = Freshd::start(config).await;
+        let (freshd, rotating, server) = at_rotating_server("rotation = \"strict\"").await;
         for user in ["anna", "bert"] {
             let tokens = rotating.issue(user).import();
             freshd.import(user, "acme", &tokens).await;

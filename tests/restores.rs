@@ -51,6 +51,13 @@ impl Scene {
         self.freshd.freshctl(&args, "").await
     }
 
+    /// Puts the copy in the place of what is there.
+    async fn put_back(&self) -> Said {
+        let said = self.restore(&["--replace"]).await;
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        said
+    }
+
     /// Refreshes once, so that the copy's refresh token is superseded.
     async fn rotate(&self, user: &str) {
         let path = format!("/v1/users/{user}/grants/acme/refresh");
@@ -82,8 +89,7 @@ async fn no_request_leaves_for_a_restored_grant_until_it_is_released() {
     scene.freshd.stop().await;
     let asked = scene.server.refreshes().len();
 
-    let said = scene.restore(&["--replace"]).await;
-    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let said = scene.put_back().await;
     assert!(said.stdout.contains("restored 2 grants"), "{}", said.stdout);
     assert!(
         said.stdout
@@ -124,7 +130,7 @@ async fn a_resume_does_not_release_what_came_back_with_a_copy() {
     scene.import("anna").await;
     scene.back_up().await;
     scene.freshd.stop().await;
-    assert_eq!(scene.restore(&["--replace"]).await.code, Some(0));
+    scene.put_back().await;
     scene.freshd.start_again().await;
 
     for args in [&["resume", "anna", "acme"][..], &["resume", "anna"]] {
@@ -152,8 +158,7 @@ async fn a_released_grant_whose_refresh_token_was_spent_since_is_told_as_a_lost_
     scene.rotate("anna").await;
     scene.freshd.stop().await;
     let asked = scene.server.refreshes().len();
-    let said = scene.restore(&["--replace"]).await;
-    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    scene.put_back().await;
     scene.freshd.start_again().await;
     eventually("the copy's access token to end", || async {
         let reply = scene.freshd.token("anna", "acme").await;
@@ -188,8 +193,7 @@ async fn grants_that_do_not_rotate_go_on() {
     scene.import("anna").await;
     scene.back_up().await;
     scene.freshd.stop().await;
-    let said = scene.restore(&["--replace"]).await;
-    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let said = scene.put_back().await;
     assert!(!said.stdout.contains("released"), "{}", said.stdout);
     scene.freshd.start_again().await;
     assert_eq!(scene.freshd.grant("anna", "acme").await["state"], "active");
@@ -289,8 +293,7 @@ async fn no_daemon_starts_on_an_interrupted_restore_and_the_same_command_mends_i
     let (code, log) = scene.freshd.run_another().await;
     assert_eq!(code, Some(78), "{log}");
     assert!(log.contains("freshctl restore"), "{log}");
-    let said = scene.restore(&["--replace"]).await;
-    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    scene.put_back().await;
     scene.freshd.start_again().await;
     assert_eq!(scene.freshd.token("anna", "acme").await.status, 200);
 }
@@ -412,8 +415,7 @@ async fn what_root_moves_aside_stays_the_owners_of_the_state_directory() {
     scene.freshd.stop().await;
     let state = scene.freshd.config.state_dir();
     chown(&state, Some(4242), Some(4243)).expect("we are root");
-    let said = scene.restore(&["--replace"]).await;
-    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    scene.put_back().await;
     let entries = std::fs::read_dir(&state).expect("ours");
     let aside = entries
         .map(|entry| entry.expect("ours"))

@@ -16,7 +16,8 @@ use rustix::process::Signal;
 use support::daemon::{grant_path, token_path};
 use support::strace::{Failing, Strace};
 use support::{
-    Config, Connection, Freshd, Gate, Issued, Reply, Rotating, ScriptedServer, eventually,
+    Config, Connection, Freshd, Gate, Issued, Reply, Rotating, ScriptedServer, at_rotating_server,
+    eventually,
 };
 
 const LANES: usize = 5;
@@ -85,9 +86,7 @@ struct Lane {
 
 impl Lane {
     async fn new() -> Lane {
-        let rotating = Rotating::new(3600);
-        let server = ScriptedServer::start(rotating.script()).await;
-        let mut freshd = Freshd::start(Config::new().provider("acme", &server, STRICT)).await;
+        let (mut freshd, rotating, server) = at_rotating_server(STRICT).await;
         freshd.stop().await;
         Lane {
             rotating,

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::process::Stdio;
 
 use serde_json::Value;
-use support::daemon::{Config, Said, freshctl};
-use support::{Freshd, Rotating, ScriptedServer};
+use support::daemon::{Said, freshctl};
+use support::{Freshd, Rotating, ScriptedServer, at_rotating_server};
 
 /// A command, how it goes well, and how it fails. `@` is the directory of the test.
 struct Row {
@@ -132,10 +132,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Scene {
-        let rotating = Rotating::new(3600);
-        let server = ScriptedServer::start(rotating.script()).await;
-        let config = Config::new().provider("acme", &server, "rotation = \"strict\"");
-        let freshd = Freshd::start(config).await;
+        let (freshd, rotating, server) = at_rotating_server("rotation = \"strict\"").await;
         for user in ["anna", "bert"] {
             let mut tokens = rotating.issue(user).import();
             tokens["scope"] = "\u{1b}[31mred".into();

@@ -50,9 +50,6 @@ impl Recent {
                 what.detail.clear();
             }
         }
-        if what.action == Audited::RULES_CHANGED {
-            return Some(what); // widened, used, narrowed and widened again: each time counts
-        }
         if let Some(repeats) = self.0.get_mut(&what) {
             if repeats.times == 0 {
                 repeats.first_at = at;
@@ -96,7 +93,7 @@ pub(super) fn tell(shared: &Arc<Shared>, what: Audited) {
     tokio::spawn(async move { keep(&shared, note).await });
 }
 
-/// Tells what happened, and returns when that is on disk or can't be.
+/// Tells what happened, also if the same was told just now, and returns when that is on disk or can't be.
 pub(super) async fn tell_now(shared: &Shared, what: Audited) {
     let at = shared.clock.now();
     let note = told(shared, what, 1, at, at);

@@ -14,6 +14,32 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(5);
 /// No count is further from the one before; and after a pause as long as this the next ones are told in full again.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
+/// When what was counted is told: soon at first, then at growing intervals.
+pub(super) struct Intervals {
+    next: Duration,
+    length: Duration,
+}
+
+impl Intervals {
+    pub(super) fn begin(now: Duration) -> Self {
+        Intervals {
+            next: now + FIRST_INTERVAL,
+            length: FIRST_INTERVAL,
+        }
+    }
+
+    /// Whether it is time to tell.
+    pub(super) fn are_due(&self, now: Duration) -> bool {
+        self.next <= now
+    }
+
+    /// Begins the next one, twice as long.
+    pub(super) fn go_on(&mut self, now: Duration) {
+        self.length = (self.length * 2).min(LONGEST_INTERVAL);
+        self.next = now + self.length;
+    }
+}
+
 /// What happened: the event's name, the provider and the reason.
 pub(super) type Kind = (&'static str, String, &'static str);
 
@@ -33,8 +59,7 @@ struct Burst {
     last: Duration,
     in_full: u64,
     counted: u64,
-    next_count: Duration,
-    interval: Duration,
+    intervals: Intervals,
 }
 
 /// The bursts that are under way. Times are of a clock that nobody sets.
@@ -49,8 +74,7 @@ impl Bursts {
             last: now,
             in_full: 0,
             counted: 0,
-            next_count: now + FIRST_INTERVAL,
-            interval: FIRST_INTERVAL,
+            intervals: Intervals::begin(now),
         });
         burst.last = now;
         if burst.in_full < IN_FULL {
@@ -65,9 +89,8 @@ impl Bursts {
     pub(super) fn due(&mut self, now: Duration) -> Vec<Count> {
         let mut counts = Vec::new();
         self.0.retain(|kind, burst| {
-            if burst.counted > 0 && burst.next_count <= now {
-                burst.interval = (burst.interval * 2).min(LONGEST_INTERVAL);
-                burst.next_count = now + burst.interval;
+            if burst.counted > 0 && burst.intervals.are_due(now) {
+                burst.intervals.go_on(now);
                 counts.push(Count {
                     kind: kind.clone(),
                     grants: std::mem::take(&mut burst.counted),

@@ -22,7 +22,9 @@ impl InForce {
         let described = describe(config);
         let lines = |text: String| -> Vec<String> {
             let lines = text.lines().skip(1);
-            lines.map(|line| words(line).join(" ")).collect()
+            lines
+                .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+                .collect()
         };
         let apps = described.apps.iter();
         let apps = apps.map(|app| (format!("app {}", app.name), lines(app.to_string())));
@@ -130,10 +132,6 @@ pub(super) async fn tell_at_start(shared: &Shared, config: &Config) -> Result<()
         audit::tell_now(shared, note).await;
     }
     Ok(())
-}
-
-fn words(line: &str) -> Vec<&str> {
-    line.split_whitespace().collect()
 }
 
 fn only_in<'a>(these: &'a [String], those: &[String]) -> Vec<&'a str> {

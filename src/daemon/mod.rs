@@ -325,7 +325,9 @@ impl Handle {
             ..config
         };
         if let Some(changed) = InForce::of(&current).reloaded(&before) {
-            audit::tell(&self.shared, changed);
+            let shared = self.shared.clone();
+            // Widened, used, narrowed and widened again: each time counts.
+            tokio::spawn(async move { audit::tell_now(&shared, changed).await });
         }
         Ok(())
     }

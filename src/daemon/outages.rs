@@ -7,12 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::bursts::Intervals;
+
 /// So many failures, and so many recoveries, are told in full; the others of an outage are counted.
 const IN_FULL: u64 = 5;
-/// The first count comes after this, each further one after twice as long.
-const FIRST_INTERVAL: Duration = Duration::from_secs(5);
-/// No count is further from the one before.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// An outage of which nothing was heard for so long is over. Longer than the pause between two probes of an unreachable
 /// provider.
 const QUIET: Duration = Duration::from_secs(150);
@@ -71,8 +69,7 @@ pub(super) struct Line {
 struct Outage {
     began: Duration,
     last_failure: Duration,
-    next_count: Duration,
-    interval: Duration,
+    intervals: Intervals,
     since_count: Tally,
     before: Tally,
     full_failures: u64,
@@ -86,8 +83,7 @@ impl Outage {
         Outage {
             began: now,
             last_failure: now,
-            next_count: now + FIRST_INTERVAL,
-            interval: FIRST_INTERVAL,
+            intervals: Intervals::begin(now),
             since_count: Tally::default(),
             before: Tally::default(),
             full_failures: 0,
@@ -105,8 +101,7 @@ impl Outage {
             let all = std::mem::take(&mut self.before);
             return (self.swallowed.then_some(Told::Over(all)), true);
         }
-        self.interval = (self.interval * 2).min(LONGEST_INTERVAL);
-        self.next_count = now + self.interval;
+        self.intervals.go_on(now);
         let news = self.swallowed && since != Tally::default();
         (news.then_some(Told::GoesOn(since)), false)
     }
@@ -160,7 +155,7 @@ impl Outages {
     pub(super) fn due(&mut self, now: Duration) -> Vec<Line> {
         let mut lines = Vec::new();
         self.0.retain(|provider, outage| {
-            if outage.next_count > now {
+            if !outage.intervals.are_due(now) {
                 return true;
             }
             let after = now.saturating_sub(outage.began);

@@ -6,14 +6,25 @@ use super::rows::{count, time};
 use super::{Store, StoreError};
 use crate::refresh::time::UnixTime;
 
-/// What a list of grants is narrowed by; the index `grants_ending` has these rows.
-pub(super) const ANNOUNCED: &str = " AND g.refresh_token_warn_at IS NULL
-    AND g.standing <> 'needs-authorization' AND g.refresh_token_expires_at > ?";
+/// Whose end was announced and comes after the moment that is bound to this parameter.
+macro_rules! announced {
+    ($now:literal) => {
+        concat!(
+            "g.refresh_token_warn_at IS NULL AND g.standing <> 'needs-authorization'
+             AND g.refresh_token_expires_at > ",
+            $now
+        )
+    };
+}
 
-pub(super) const COUNTED: &str =
-    "SELECT provider, count(*), min(refresh_token_expires_at) FROM grants
-    WHERE refresh_token_warn_at IS NULL AND refresh_token_expires_at > ?1
-        AND standing <> 'needs-authorization' GROUP BY provider ORDER BY provider";
+/// What a list of grants is narrowed by; the index `grants_ending` has these rows.
+pub(super) const ANNOUNCED: &str = concat!(" AND ", announced!("?"));
+
+pub(super) const COUNTED: &str = concat!(
+    "SELECT g.provider, count(*), min(g.refresh_token_expires_at) FROM grants g WHERE ",
+    announced!("?1"),
+    " GROUP BY g.provider ORDER BY g.provider"
+);
 
 /// How many grants of a provider have a refresh token that is about to end.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,19 +6,34 @@ use super::rows::{count, maybe_time, time};
 use super::{Store, StoreError};
 use crate::refresh::time::UnixTime;
 
-/// What a list of grants is narrowed by; the index `grants_failing` has these rows, and a few more.
-pub(super) const AMONG: &str = " AND g.id IN (SELECT id FROM grants INDEXED BY grants_failing
-    WHERE standing = 'active' AND failures > 0
-        AND (failures >= 3 OR access_token IS NULL OR expires_at <= ?))";
+/// Which grants fail, at the moment that is bound to this parameter.
+macro_rules! fail {
+    ($now:literal) => {
+        concat!(
+            "standing = 'active' AND failures > 0
+             AND (failures >= 3 OR access_token IS NULL OR expires_at <= ",
+            $now,
+            ")"
+        )
+    };
+}
 
-pub(super) const COUNTED: &str = "SELECT provider, coalesce(last_failure, ''), count(*),
+/// What a list of grants is narrowed by; the index `grants_failing` has these rows, and a few more.
+pub(super) const AMONG: &str = concat!(
+    " AND g.id IN (SELECT id FROM grants INDEXED BY grants_failing WHERE ",
+    fail!("?"),
+    ")"
+);
+
+pub(super) const COUNTED: &str = concat!(
+    "SELECT provider, coalesce(last_failure, ''), count(*),
         coalesce(sum(access_token IS NULL OR expires_at <= ?1), 0),
         min(CASE WHEN access_token IS NULL THEN imported_at ELSE expires_at END),
         min(coalesce(refreshed_at, imported_at))
-    FROM grants INDEXED BY grants_failing
-    WHERE standing = 'active' AND failures > 0
-        AND (failures >= 3 OR access_token IS NULL OR expires_at <= ?1)
-    GROUP BY provider, last_failure ORDER BY provider, last_failure";
+    FROM grants INDEXED BY grants_failing WHERE ",
+    fail!("?1"),
+    " GROUP BY provider, last_failure ORDER BY provider, last_failure"
+);
 
 /// How many grants of a provider fail with one code.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -83,3 +83,11 @@ pub fn seconds(moment: &serde_json::Value) -> f64 {
         .unwrap_or_else(|e| panic!("not RFC 3339: {text}: {e}"));
     at.as_millisecond() as f64 / 1000.0
 }
+
+/// A daemon with the provider `acme`, which `section` says more about, and its server, which rotates.
+pub async fn at_rotating_server(section: &str) -> (Freshd, Rotating, ScriptedServer) {
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let freshd = Freshd::start(Config::new().provider("acme", &server, section)).await;
+    (freshd, rotating, server)
+}

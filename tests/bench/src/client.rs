@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -163,13 +164,7 @@ pub fn read(socket: &Path, requests: &Requests, load: Load) -> Result<Readings, 
         } else {
             PATIENCE
         };
-        events.clear();
-        let timeout = rustix::event::Timespec::try_from(wait)?;
-        epoll::wait(
-            &epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&timeout),
-        )?;
+        wait_for_events(&epoll, &mut events, wait)?;
         for event in &events {
             let data = event.data;
             let nth = data.u64() as usize;
@@ -181,6 +176,22 @@ pub fn read(socket: &Path, requests: &Requests, load: Load) -> Result<Readings, 
     readings.seconds = began.elapsed().as_secs_f64();
     readings.latencies.sort_unstable();
     Ok(readings)
+}
+
+/// The next events of what an epoll watches, waited for at most so long.
+pub fn wait_for_events(
+    epoll: &OwnedFd,
+    events: &mut Vec<epoll::Event>,
+    wait: Duration,
+) -> Result<(), Error> {
+    events.clear();
+    let timeout = rustix::event::Timespec::try_from(wait)?;
+    epoll::wait(
+        epoll,
+        rustix::buffer::spare_capacity(events),
+        Some(&timeout),
+    )?;
+    Ok(())
 }
 
 /// Reads what there is; true once the answer is whole.

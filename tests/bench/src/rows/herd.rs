@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
+use crate::client::wait_for_events;
 use crate::daemon::{Setup, Site};
 use crate::provider::Provider;
 use crate::report::{Aim, Line};
@@ -99,13 +100,7 @@ fn ask(sockets: &[PathBuf], path: &str) -> Result<Times, Error> {
         if began.elapsed() > 10 * LATENCY {
             return Err(format!("{answers} of {} readers were answered", streams.len()).into());
         }
-        events.clear();
-        let timeout = rustix::event::Timespec::try_from(LATENCY)?;
-        epoll::wait(
-            &epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&timeout),
-        )?;
+        wait_for_events(&epoll, &mut events, LATENCY)?;
         for event in &events {
             let data = event.data;
             // An answer is shorter than a socket's buffer, and comes whole.

@@ -34,7 +34,7 @@ type Answer = Response<Either<Full<Bytes>, Body>>;
 pub(super) struct Caller<K> {
     server: Arc<Server<K>>,
     peer: Result<Peer, PeerError>,
-    progress: Arc<Progress>,
+    pub(super) progress: Arc<Progress>,
     matched: Mutex<Option<Matched>>,
 }
 
@@ -47,15 +47,11 @@ struct Matched {
 }
 
 impl<K: Keeper> Caller<K> {
-    pub(super) fn new(
-        server: &Arc<Server<K>>,
-        peer: Result<Peer, PeerError>,
-        progress: &Arc<Progress>,
-    ) -> Self {
+    pub(super) fn new(server: &Arc<Server<K>>, peer: Result<Peer, PeerError>) -> Self {
         Caller {
             server: Arc::clone(server),
             peer,
-            progress: Arc::clone(progress),
+            progress: Arc::default(),
             matched: Mutex::new(None),
         }
     }
@@ -78,8 +74,7 @@ impl<K: Keeper> Caller<K> {
 
     /// Waits for the request's turn, before anything is done for it.
     async fn wait_for_turn(&self) -> Result<(), Problem> {
-        let party = self.matched(|matched| matched.party.clone());
-        match party.map(|party| party.request()) {
+        match self.party().map(|party| party.request()) {
             None => Ok(()),
             Some(Ok(turn)) => {
                 turn.come().await;
@@ -138,7 +133,7 @@ impl<K: Keeper> Caller<K> {
         let (Some(user), true) = (&call.names.user, call::gives_token(path)) else {
             return Ok(None);
         };
-        let Some(party) = self.matched(|matched| matched.party.clone()) else {
+        let Some(party) = self.party() else {
             return Ok(None);
         };
         let app = format!("app {}", call.rule.app);
@@ -201,8 +196,13 @@ impl<K: Keeper> Caller<K> {
         Ok(answer)
     }
 
-    /// Returns the rule for this peer by the rules of now, which a reload may have changed.
-    fn rule(&self) -> Result<Arc<Rule>, Problem> {
+    /// Returns on whose account it is by the rules of now. Nobody counts what comes by the admin socket.
+    pub(super) fn party(&self) -> Option<Party> {
+        self.matched(|matched| matched.party.clone())
+    }
+
+    /// Returns the rule for this peer by the rules of now, which a reload may have changed. Tells a denial once.
+    pub(super) fn rule(&self) -> Result<Arc<Rule>, Problem> {
         let peer = self.peer.as_ref().ok();
         self.matched(|matched| {
             if let Err(denied) = &matched.outcome

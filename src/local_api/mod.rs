@@ -8,6 +8,7 @@
 //! | [`peer`] | who is at the other end, as the kernel says |
 //! | [`rules`] | what that peer may do (I7) |
 //! | [`listen`] | sockets bound without a moment open to all, or taken over from systemd |
+//! | `accept` | connections, as they come |
 //! | [`server`] | connections, and whether there is room for them |
 //! | `caller` | one connection's requests; the token route's short way |
 //! | `call` | one request's circumstances, and what its rule allows |
@@ -17,6 +18,7 @@
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
 //! | [`quotas`] | how much of freshd an app gets |
 
+mod accept;
 mod call;
 mod caller;
 pub mod condition;

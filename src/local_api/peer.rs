@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
-use tokio::net::UnixStream;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{UnixCredentials, getsockopt};
 
 /// The kernel's default for a uid or gid that has no name in our user namespace (`user_namespaces(7)`).
 const OVERFLOW_ID: u32 = 65534;
@@ -45,8 +46,8 @@ impl Peer {
     /// # Errors
     ///
     /// Any failure of the kernel to say, a kernel older than 4.13 included, and the overflow uid.
-    pub fn of(stream: &UnixStream) -> Result<Peer, PeerError> {
-        let credentials = stream.peer_cred().map_err(PeerError::Unknown)?;
+    pub fn of(stream: &impl AsFd) -> Result<Peer, PeerError> {
+        let credentials = credentials(stream).map_err(PeerError::Unknown)?;
         let uid = credentials.uid();
         // (uid_t)-1 is the kernel's "nobody connected".
         if is_overflow_uid(uid) || uid == u32::MAX {
@@ -59,7 +60,8 @@ impl Peer {
             uid,
             gid: credentials.gid(),
             groups,
-            pid: credentials.pid(),
+            // 0 is a process of another PID namespace.
+            pid: Some(credentials.pid()).filter(|pid| *pid != 0),
         })
     }
 
@@ -67,6 +69,15 @@ impl Peer {
     pub fn is_in_group(&self, gid: u32) -> bool {
         !is_overflow_gid(gid) && (self.gid == gid || self.groups.contains(&gid))
     }
+}
+
+/// Returns the user who connected, as far as the kernel tells it.
+pub(super) fn uid(stream: &impl AsFd) -> io::Result<u32> {
+    credentials(stream).map(|credentials| credentials.uid())
+}
+
+fn credentials(stream: &impl AsFd) -> io::Result<UnixCredentials> {
+    Ok(getsockopt(stream, PeerCredentials)?)
 }
 
 impl fmt::Display for Peer {
@@ -103,7 +114,7 @@ fn overflow_id(path: &str) -> Option<u32> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// `SO_PEERGROUPS`, which neither std nor tokio nor rustix offers.
+/// `SO_PEERGROUPS`, which no crate that we use offers.
 #[expect(
     unsafe_code,
     reason = "getsockopt(SO_PEERGROUPS) has no safe wrapper in the crates we use"
@@ -149,10 +160,12 @@ mod groups {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
-    #[tokio::test]
-    async fn the_kernel_names_our_own_uid_gid_groups_and_pid() {
+    #[test]
+    fn the_kernel_names_our_own_uid_gid_groups_and_pid() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let peer = Peer::of(&ours).unwrap();
         let mut groups: Vec<u32> = rustix::process::getgroups()
@@ -173,7 +186,7 @@ mod tests {
         if let Some(path) = std::env::var_os("FRESHD_TEST_CONNECT") {
             // The peer's part: connect, and stay until the other end has looked.
             let mut end = [0];
-            let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+            let mut stream = UnixStream::connect(path).unwrap();
             std::io::Read::read(&mut stream, &mut end).unwrap();
             return;
         }

@@ -1,25 +1,25 @@
 //! Connections: who is there, whether there is room for them, and how a socket begins and ends.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::UnixStream;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::accept::Acceptor;
 use super::caller::Caller;
 use super::events::Streams;
 use super::keeper::{Audited, Keeper};
-use super::limits::{Deadlines, Limits, Progress};
+use super::limits::{Deadlines, Limits};
 use super::peer::{Peer, PeerError};
 use super::problem;
 use super::quotas::{Party, Place, Quotas, Turn};
@@ -27,21 +27,12 @@ use super::routes::{self, Api};
 use super::rules::{Denied, Rule, Rules, SharedRules, SocketKind};
 use super::types::Problem;
 
-/// After a failed accept (mostly: no file descriptor left) the next is tried so much later.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// At a shutdown, who has connected and not asked yet gets so long to do it.
 const FIRST_REQUEST: Duration = Duration::from_millis(500);
-
-/// Who opens connections too fast is hung up on for so long.
-const STORM: Duration = Duration::from_millis(100);
 
 /// The log names so many refused uids once each; further ones are only counted, by metric and audit, for [`FORGOTTEN`].
 const NAMED: usize = 64;
 const FORGOTTEN: Duration = Duration::from_secs(600);
-
-/// So many uids that open connections too fast are known at once.
-const REMEMBERED: usize = 1024;
 
 /// So many file descriptors, or a quarter of all if that is less, are not for apps: the admin socket, the store and
 /// requests to providers have them.
@@ -88,105 +79,29 @@ pub async fn serve_with<K: Keeper>(
     shutdown: impl Future<Output = ()>,
     limits: Limits,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::UnixListener::from_std(listener)?;
     let server = Arc::new(Server::new(kind, keeper, access, limits));
-    let graceful = GracefulShutdown::new();
+    let graceful = Arc::new(GracefulShutdown::new());
     let (newcomer, mut newcomers) = mpsc::channel::<Infallible>(1);
-    let mut stormers = Stormers::default();
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            accepted = accept(&listener, &mut stormers, &server) => accepted,
-        };
-        let stream = match accepted {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(socket = %server.kind, %error, "accept-failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let peer = Peer::of(&stream);
-        let admission = match server.admit(&stream, &peer) {
-            Ok(admission) => admission,
-            Err(problem) => {
-                turn_away(&stream, &problem);
-                if problem.status == 429
-                    && let Some(party) = server.party_now(&peer)
-                {
-                    stormers.add(party, server.access.quotas.running());
-                }
-                continue;
-            }
-        };
-        let connection = server.connection(stream, peer, &graceful, newcomer.clone());
-        tokio::spawn(async move {
-            admission.turn.come().await;
-            connection.await;
-            drop(admission);
-        });
-    }
-    drop(listener);
+    let acceptor = Acceptor::start(
+        listener,
+        server.kind.clone(),
+        server.access.quotas.clock(),
+        {
+            let (server, graceful) = (Arc::clone(&server), Arc::clone(&graceful));
+            move |stream| server.welcome(stream, graceful.watcher(), newcomer.clone())
+        },
+    )?;
+    acceptor.until(shutdown).await;
     server.streams.stop();
     // A request may be on its way on a connection that was just accepted, and would be lost.
-    drop(newcomer);
     let _ = tokio::time::timeout(FIRST_REQUEST, newcomers.recv()).await;
+    let graceful = Arc::into_inner(graceful).expect("the thread that shared it is over");
     graceful.shutdown().await;
     Ok(())
 }
 
-/// Who opened connections too fast a moment ago. Until that is over they are hung up on without a word and without
-/// anything being done for them: the others wait behind them in the listener's queue.
-#[derive(Default)]
-struct Stormers(HashMap<u32, (Duration, Party)>);
-
-impl Stormers {
-    fn add(&mut self, party: Party, now: Duration) {
-        if self.0.len() >= REMEMBERED {
-            self.0.clear();
-        }
-        if let Some(uid) = party.uid() {
-            self.0.insert(uid, (now + STORM, party));
-        }
-    }
-
-    /// Whether to hang up on this connection.
-    fn sent(&mut self, stream: &UnixStream, quotas: &Quotas) -> bool {
-        if self.0.is_empty() {
-            return false;
-        }
-        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-        let Some((uid, (until, party))) = uid.and_then(|uid| Some((uid, self.0.get(&uid)?))) else {
-            return false;
-        };
-        if quotas.running() < *until {
-            party.hung_up();
-            return true;
-        }
-        self.0.remove(&uid);
-        false
-    }
-}
-
-/// Returns the next connection that is none of a storm's.
-async fn accept<K: Keeper>(
-    listener: &tokio::net::UnixListener,
-    stormers: &mut Stormers,
-    server: &Server<K>,
-) -> io::Result<UnixStream> {
-    loop {
-        let (stream, _) = listener.accept().await?;
-        if !stormers.sent(&stream, &server.access.quotas) {
-            return Ok(stream);
-        }
-    }
-}
-
 /// Tells a client that there is no room, as far as that goes without waiting for it.
-fn turn_away(stream: &UnixStream, problem: &Problem) {
+fn turn_away(mut stream: UnixStream, problem: &Problem) {
     let body = serde_json::to_string(problem).expect("a struct of strings and numbers is JSON");
     let status = match problem.status {
         429 => "429 Too Many Requests",
@@ -198,7 +113,7 @@ fn turn_away(stream: &UnixStream, problem: &Problem) {
         body.len()
     );
     // The client that never asked may be gone, and its buffer may be full: both are its loss.
-    let _ = stream.try_write(answer.as_bytes());
+    let _ = stream.write(answer.as_bytes());
 }
 
 /// What a connection has taken, and when its turn is.
@@ -263,30 +178,50 @@ impl<K: Keeper> Server<K> {
         }
     }
 
+    /// Serves a new connection if there is a place for it. Returns who makes connections too fast.
+    fn welcome(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        watcher: Watcher,
+        newcomer: mpsc::Sender<Infallible>,
+    ) -> Option<Party> {
+        let caller = Caller::new(self, Peer::of(&stream));
+        let admission = match self.admit(&stream, &caller) {
+            Ok(admission) => admission,
+            Err(problem) => {
+                turn_away(stream, &problem);
+                return caller.party().filter(|_| problem.status == 429);
+            }
+        };
+        match tokio::net::UnixStream::from_std(stream) {
+            Ok(stream) => {
+                let connection = self.connection(stream, caller, watcher, newcomer);
+                tokio::spawn(async move {
+                    admission.turn.come().await;
+                    connection.await;
+                    drop(admission);
+                });
+            }
+            Err(error) => tracing::warn!(socket = %self.kind, %error, "accept-failed"),
+        }
+        None
+    }
+
     /// Finds a place for a new connection.
     ///
     /// # Errors
     ///
     /// What its peer is told: the app, or the socket, or the process has as many as it may.
-    fn admit(
-        &self,
-        stream: &UnixStream,
-        peer: &Result<Peer, PeerError>,
-    ) -> Result<Admission, Problem> {
-        let rules = self.access.rules.load();
-        let matched = self.rule_of(peer, &rules);
+    fn admit(&self, stream: &UnixStream, caller: &Caller<K>) -> Result<Admission, Problem> {
         let mut admission = Admission {
             turn: Turn::Now,
             _place: None,
             _of_all: Arc::clone(&self.places).try_acquire_owned().ok(),
         };
         let mut has_few = false;
-        if let Some(party) = self.party(peer, &matched) {
-            let (place, turn) = party.connect().inspect_err(|_| {
-                if let Err(denied) = &matched {
-                    self.note_refusal(&rules, peer.as_ref().ok(), denied);
-                }
-            })?;
+        if let Some(party) = caller.party() {
+            // Who is turned away asks nothing, so a denial would never be told.
+            let (place, turn) = party.connect().inspect_err(|_| drop(caller.rule()))?;
             has_few = party.open() <= self.limits.reserved;
             (admission._place, admission.turn) = (Some(place), turn);
         }
@@ -306,11 +241,6 @@ impl<K: Keeper> Server<K> {
         Ok(admission)
     }
 
-    /// Returns on whose account a peer is by the rules of now.
-    fn party_now(&self, peer: &Result<Peer, PeerError>) -> Option<Party> {
-        self.party(peer, &self.rule_of(peer, &self.access.rules.load()))
-    }
-
     /// Returns on whose account a peer is. Nobody counts what comes by the admin socket.
     pub(super) fn party(
         &self,
@@ -325,14 +255,14 @@ impl<K: Keeper> Server<K> {
     /// Returns the future that serves one connection to its end. It drops `newcomer` with the first request.
     fn connection(
         self: &Arc<Self>,
-        stream: UnixStream,
-        peer: Result<Peer, PeerError>,
-        graceful: &GracefulShutdown,
+        stream: tokio::net::UnixStream,
+        caller: Caller<K>,
+        watcher: Watcher,
         newcomer: mpsc::Sender<Infallible>,
     ) -> impl Future<Output = ()> + Send + use<K> {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::clone(&caller.progress);
         let io = Deadlines::new(stream, Arc::clone(&progress), Arc::clone(&self.limits));
-        let caller = Arc::new(Caller::new(self, peer, &progress));
+        let caller = Arc::new(caller);
         let newcomer = Mutex::new(Some(newcomer));
         let service = hyper::service::service_fn(move |request| {
             drop(
@@ -353,7 +283,7 @@ impl<K: Keeper> Server<K> {
             .header_read_timeout(None)
             .max_buf_size(self.limits.head_bytes)
             .serve_connection(TokioIo::new(io), service);
-        let watched = graceful.watch(connection);
+        let watched = watcher.watch(connection);
         async move {
             if let Err(error) = watched.await {
                 tracing::debug!(%error, "connection-ended");

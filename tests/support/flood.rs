@@ -90,6 +90,11 @@ pub fn start(program: &Path, uid: u32, gid: u32, role: &Role, arguments: &[&str]
 }
 
 impl Player {
+    /// Returns its process.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Ends a flood, or waits for the end of reads, and returns what was got.
     pub fn finish<T: serde::de::DeserializeOwned>(mut self) -> T {
         drop(self.0.stdin.take());

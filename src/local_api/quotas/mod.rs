@@ -169,6 +169,11 @@ impl Quotas {
         (self.running)()
     }
 
+    /// Returns that clock.
+    pub(super) fn clock(&self) -> Running {
+        Arc::clone(&self.running)
+    }
+
     /// Returns how often each app was over each quota since the start.
     pub fn counts(&self) -> Vec<(String, Kind, u64)> {
         let accounts = lock(&self.accounts);

@@ -8,8 +8,8 @@ use crate::refresh::grant::GrantId;
 use crate::refresh::time::UnixTime;
 use crate::store::{Store, StoreError};
 
-/// A user in a namespace.
-type User = (String, String);
+/// By namespace and user; apart, so that a known one is found by names that are only borrowed.
+type Users = HashMap<String, HashMap<String, Seen>>;
 
 /// An activity is written when the last written one is this old; the rest stays in memory.
 const WRITTEN_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -23,11 +23,30 @@ pub(super) struct Seen {
     written_at: Option<UnixTime>,
 }
 
+impl Seen {
+    /// Notes an activity. Returns whether it is to be written.
+    fn note(&mut self, now: UnixTime, written_every: Duration) -> bool {
+        // The clock may have been set back: the newest note rules.
+        self.at = now;
+        let stale = self
+            .given_at
+            .is_none_or(|at| now.since(at) >= written_every || at > now);
+        if stale {
+            self.given_at = Some(now);
+        }
+        stale
+    }
+}
+
+fn find<'a>(users: &'a mut Users, namespace: &str, user: &str) -> Option<&'a mut Seen> {
+    users.get_mut(namespace)?.get_mut(user)
+}
+
 /// Last activity per user, most of it in memory.
 pub(super) struct Activity {
     store: Store,
     written_every: Duration,
-    pub(super) seen: Arc<Mutex<HashMap<User, Seen>>>,
+    pub(super) seen: Arc<Mutex<Users>>,
     read: Mutex<HashSet<GrantId>>,
     /// Steps of the clock: what it showed before each, and how much of nobody's time it left out.
     steps: Mutex<Vec<(UnixTime, Duration)>>,
@@ -51,29 +70,28 @@ impl Activity {
 
     /// Notes a counted read or an activity note.
     pub(super) fn note(&self, namespace: &str, user: &str, now: UnixTime) {
-        let key = (namespace.to_owned(), user.to_owned());
-        let write = {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let entry = seen.entry(key.clone()).or_insert(Seen {
-                at: now,
-                given_at: None,
-                written_at: None,
-            });
-            // The clock may have been set back: the newest note rules.
-            entry.at = now;
-            let stale = entry
-                .given_at
-                .is_none_or(|at| now.since(at) >= self.written_every || at > now);
-            if stale {
-                entry.given_at = Some(now);
+        let stale = {
+            let mut users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            match find(&mut users, namespace, user) {
+                Some(seen) => seen.note(now, self.written_every),
+                None => {
+                    let seen = Seen {
+                        at: now,
+                        given_at: Some(now),
+                        written_at: None,
+                    };
+                    let users = users.entry(namespace.to_owned()).or_default();
+                    users.insert(user.to_owned(), seen);
+                    true
+                }
             }
-            stale
         };
-        if write {
+        if stale {
             let (store, seen) = (self.store.clone(), self.seen.clone());
+            let note = (namespace.to_owned(), user.to_owned(), now);
             tokio::spawn(async move {
                 // What is not written now, a flush writes.
-                if let Err(error) = write_notes(&store, &seen, vec![(key.0, key.1, now)]).await {
+                if let Err(error) = write_notes(&store, &seen, vec![note]).await {
                     tracing::debug!(%error, "activity-not-written");
                 }
             });
@@ -86,10 +104,9 @@ impl Activity {
         namespace: &str,
         user: &str,
     ) -> Result<Option<UnixTime>, StoreError> {
-        let key = (namespace.to_owned(), user.to_owned());
         let seen = {
-            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.get(&key).map(|seen| seen.at)
+            let mut users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            find(&mut users, namespace, user).map(|seen| seen.at)
         };
         match seen {
             Some(at) => Ok(Some(at)),
@@ -110,11 +127,11 @@ impl Activity {
     /// Notes that the clock was set back to `now`: steps from before are no measure any more, and nobody was here
     /// in the future.
     pub(super) fn set_back(&self, now: UnixTime) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        for seen in seen.values_mut() {
+        let mut users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for seen in users.values_mut().flat_map(HashMap::values_mut) {
             seen.at = seen.at.min(now);
         }
-        drop(seen);
+        drop(users);
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         steps.clear();
     }
@@ -152,20 +169,25 @@ impl Activity {
     /// kept, and written by the next flush.
     pub(super) async fn flush(&self, now: UnixTime) -> Result<(), StoreError> {
         let unwritten: Vec<_> = {
-            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let unwritten = seen
-                .iter()
-                .filter(|(_, seen)| seen.written_at != Some(seen.at));
-            unwritten
-                .map(|(user, seen)| (user.0.clone(), user.1.clone(), seen.at))
+            let users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = users.iter().flat_map(|(namespace, users)| {
+                users
+                    .iter()
+                    .map(move |(user, seen)| (namespace, user, seen))
+            });
+            all.filter(|(_, _, seen)| seen.written_at != Some(seen.at))
+                .map(|(namespace, user, seen)| (namespace.clone(), user.clone(), seen.at))
                 .collect()
         };
         if !unwritten.is_empty() {
             write_notes(&self.store, &self.seen, unwritten).await?;
         }
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.retain(|_, seen| {
-            now.since(seen.at) < self.written_every || seen.written_at != Some(seen.at)
+        let mut users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        users.retain(|_, users| {
+            users.retain(|_, seen| {
+                now.since(seen.at) < self.written_every || seen.written_at != Some(seen.at)
+            });
+            !users.is_empty()
         });
         Ok(())
     }
@@ -179,13 +201,13 @@ impl Activity {
 /// Writes notes, and remembers that they are written.
 async fn write_notes(
     store: &Store,
-    seen: &Mutex<HashMap<User, Seen>>,
+    seen: &Mutex<Users>,
     notes: Vec<(String, String, UnixTime)>,
 ) -> Result<(), StoreError> {
     store.note_activity(notes.clone()).await?;
-    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut users = seen.lock().unwrap_or_else(PoisonError::into_inner);
     for (namespace, user, at) in notes {
-        if let Some(seen) = seen.get_mut(&(namespace, user)) {
+        if let Some(seen) = find(&mut users, &namespace, &user) {
             (seen.given_at, seen.written_at) = (Some(at), Some(at));
         }
     }

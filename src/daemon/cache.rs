@@ -1,12 +1,14 @@
 //! The hot cache: grants with their opened access tokens, never refresh tokens.
 //!
-//! Bounded in bytes; the access tokens are wiped when their entries go. An entry
-//! is inserted only if its grant has not changed since it was read: every change bumps
-//! its shard's epoch, and a reader brings the epoch it saw before it read.
+//! Bounded in bytes; the access tokens are wiped when their entries go. What was not read for a while goes first: a
+//! hand goes around the entries and takes those that were not read since it came by ("clock"), so that a read
+//! moves nothing. An entry is inserted only if its grant has not changed since it was read: every change bumps its
+//! shard's epoch, and a reader brings the epoch it saw before it read.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use indexmap::IndexMap;
 
 use crate::refresh::grant::GrantKey;
 use crate::store::Readable;
@@ -17,6 +19,7 @@ const ENTRY_BYTES: usize = 640;
 
 /// Grants that were read lately.
 pub(super) struct Cache {
+    /// Its key is this process's own: nobody can choose names that share a hash.
     hasher: RandomState,
     shard_bytes: usize,
     shards: [Mutex<Shard>; SHARDS],
@@ -26,16 +29,35 @@ pub(super) struct Cache {
 struct Shard {
     epoch: u64,
     bytes: usize,
-    uses: u64,
-    entries: HashMap<GrantKey, Entry>,
-    /// Least recently used first.
-    order: BTreeMap<u64, GrantKey>,
+    /// By the hash of the key. Should two keys ever have the same, one of them is not cached.
+    entries: IndexMap<u64, Entry, BuildHasherDefault<AsItIs>>,
+    /// Where to look for what goes next.
+    hand: usize,
 }
 
 struct Entry {
     readable: Arc<Readable>,
-    used: u64,
+    /// Whether it was read since the hand passed.
+    read_again: bool,
     bytes: usize,
+}
+
+/// Hashes what is a hash already.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only a u64 is hashed");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// What a shard's state was before a read.
@@ -54,39 +76,40 @@ impl Cache {
 
     /// Returns the entry, or the epoch to insert one with.
     pub(super) fn find(&self, key: &GrantKey) -> Result<Arc<Readable>, Epoch> {
-        let mut shard = self.shard(key);
-        let shard = &mut *shard;
-        let Some(entry) = shard.entries.get_mut(key) else {
-            return Err(Epoch(shard.epoch));
-        };
-        shard.uses += 1;
-        if let Some(key) = shard.order.remove(&entry.used) {
-            shard.order.insert(shard.uses, key);
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash);
+        match shard.entries.get_mut(&hash) {
+            Some(entry) if entry.readable.grant.key == *key => {
+                entry.read_again = true;
+                Ok(entry.readable.clone())
+            }
+            _ => Err(Epoch(shard.epoch)),
         }
-        entry.used = shard.uses;
-        Ok(entry.readable.clone())
     }
 
     /// Inserts what was read, unless something has changed since `epoch`.
     pub(super) fn insert(&self, readable: Arc<Readable>, epoch: Epoch) {
-        let mut shard = self.shard(&readable.grant.key);
+        let hash = self.hasher.hash_one(&readable.grant.key);
+        let mut shard = self.shard(hash);
         if shard.epoch == epoch.0 {
-            shard.put(readable, self.shard_bytes);
+            shard.put(hash, readable, self.shard_bytes);
         }
     }
 
     /// Replaces the entry by what was just committed.
     pub(super) fn replace(&self, readable: Arc<Readable>) {
-        let mut shard = self.shard(&readable.grant.key);
+        let hash = self.hasher.hash_one(&readable.grant.key);
+        let mut shard = self.shard(hash);
         shard.epoch += 1;
-        shard.put(readable, self.shard_bytes);
+        shard.put(hash, readable, self.shard_bytes);
     }
 
     /// Forgets an entry whose grant has changed.
     pub(super) fn forget(&self, key: &GrantKey) {
-        let mut shard = self.shard(key);
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash);
         shard.epoch += 1;
-        shard.drop_entry(key);
+        shard.take(hash);
     }
 
     /// Forgets everything.
@@ -101,8 +124,9 @@ impl Cache {
         }
     }
 
-    fn shard(&self, key: &GrantKey) -> std::sync::MutexGuard<'_, Shard> {
-        let index = self.hasher.hash_one(key) as usize % SHARDS;
+    fn shard(&self, hash: u64) -> std::sync::MutexGuard<'_, Shard> {
+        // The map in the shard goes by the low bits.
+        let index = (hash >> 32) as usize % SHARDS;
         self.shards[index]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -110,40 +134,165 @@ impl Cache {
 }
 
 impl Shard {
-    fn put(&mut self, readable: Arc<Readable>, most: usize) {
-        let key = readable.grant.key.clone();
-        self.drop_entry(&key);
+    fn put(&mut self, hash: u64, readable: Arc<Readable>, most: usize) {
+        let key = &readable.grant.key;
         let token = readable.access_token.as_ref();
         let bytes = ENTRY_BYTES
-            + 3 * (key.user.len() + key.namespace.len() + key.provider.len() + key.account.len())
+            + key.user.len()
+            + key.namespace.len()
+            + key.provider.len()
+            + key.account.len()
             + token.map_or(0, |token| token.expose().len())
             + readable.grant.scope.as_ref().map_or(0, String::len);
+        let before = self.take(hash);
         if bytes > most {
             return;
         }
-        self.uses += 1;
+        while self.bytes + bytes > most {
+            self.turn();
+        }
         self.bytes += bytes;
-        self.order.insert(self.uses, key.clone());
-        let used = self.uses;
-        self.entries.insert(
-            key,
-            Entry {
-                readable,
-                used,
-                bytes,
-            },
-        );
-        while self.bytes > most
-            && let Some((_, oldest)) = self.order.pop_first()
-        {
-            self.drop_entry(&oldest);
+        let read_again = before.is_some_and(|before| before.read_again);
+        let entry = Entry {
+            readable,
+            read_again,
+            bytes,
+        };
+        self.entries.insert(hash, entry);
+    }
+
+    /// Moves the hand on by one entry, which goes if it was not read since the hand was there before.
+    fn turn(&mut self) {
+        if self.hand >= self.entries.len() {
+            self.hand = 0;
+        }
+        let Some((_, entry)) = self.entries.get_index_mut(self.hand) else {
+            return;
+        };
+        if std::mem::take(&mut entry.read_again) {
+            self.hand += 1;
+        } else if let Some((_, gone)) = self.entries.swap_remove_index(self.hand) {
+            self.bytes -= gone.bytes;
         }
     }
 
-    fn drop_entry(&mut self, key: &GrantKey) {
-        if let Some(entry) = self.entries.remove(key) {
-            self.order.remove(&entry.used);
-            self.bytes -= entry.bytes;
+    fn take(&mut self, hash: u64) -> Option<Entry> {
+        let gone = self.entries.swap_remove(&hash)?;
+        self.bytes -= gone.bytes;
+        Some(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::refresh::grant::{AccessFacts, Grant, GrantId, Standing};
+    use crate::refresh::time::UnixTime;
+    use crate::refresh::token::AccessToken;
+
+    const TOKEN: usize = 1000;
+
+    fn key(user: &str) -> GrantKey {
+        GrantKey {
+            namespace: "default".into(),
+            user: user.into(),
+            provider: "acme".into(),
+            account: String::new(),
         }
+    }
+
+    fn readable(user: &str) -> Arc<Readable> {
+        let now = UnixTime::from_secs(1_700_000_000);
+        Arc::new(Readable {
+            grant: Grant {
+                id: GrantId(1),
+                key: key(user),
+                version: 1,
+                generation: 1,
+                standing: Standing::Active,
+                standing_since: now,
+                access: Some(AccessFacts {
+                    token_type: "Bearer".into(),
+                    expires_at: None,
+                    obtained_at: now,
+                }),
+                has_refresh_token: true,
+                refresh_token_end: None,
+                scope: None,
+                due_at: None,
+                imported_at: now,
+                refreshed_at: None,
+                attempted_at: None,
+                failures: 0,
+                last_failure: None,
+                refused_since: None,
+                unused_refreshes: 0,
+                mark: None,
+            },
+            access_token: Some(AccessToken::new("x".repeat(TOKEN))),
+        })
+    }
+
+    fn read(cache: &Cache, user: &str) -> bool {
+        match cache.find(&key(user)) {
+            Ok(found) => {
+                assert_eq!(found.grant.key.user, user);
+                true
+            }
+            Err(epoch) => {
+                cache.insert(readable(user), epoch);
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_read_often_stays_while_ever_others_come() {
+        let cache = Cache::new(SHARDS * 10 * (ENTRY_BYTES + TOKEN + 100));
+        for nth in 0..10_000 {
+            read(&cache, &format!("passer-by-{nth}"));
+            let known = read(&cache, "regular");
+            assert_eq!(known, nth > 0, "after {nth} others");
+        }
+    }
+
+    #[test]
+    fn no_shard_holds_more_than_its_bytes_and_none_counts_wrong() {
+        let cache = Cache::new(SHARDS * 10 * (ENTRY_BYTES + TOKEN + 100));
+        for nth in 0..5000 {
+            let user = format!("user-{}", nth * 7919 % 1009);
+            match nth % 5 {
+                0 => cache.forget(&key(&user)),
+                1 => cache.replace(readable(&user)),
+                _ => drop(read(&cache, &user)),
+            }
+        }
+        for shard in &cache.shards {
+            let shard = shard.lock().unwrap();
+            let bytes: usize = shard.entries.values().map(|entry| entry.bytes).sum();
+            assert_eq!(shard.bytes, bytes);
+            assert!(
+                bytes <= cache.shard_bytes && shard.entries.len() >= 5,
+                "{bytes}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_read_before_a_change_is_not_inserted_after_it() {
+        let cache = Cache::new(1 << 20);
+        let Err(epoch) = cache.find(&key("anna")) else {
+            panic!("nothing is there yet");
+        };
+        cache.forget(&key("anna"));
+        cache.insert(readable("anna"), epoch);
+        assert!(cache.find(&key("anna")).is_err());
+    }
+
+    #[test]
+    fn what_is_larger_than_a_shard_is_not_kept_and_drives_nothing_out() {
+        let cache = Cache::new(SHARDS * (ENTRY_BYTES + TOKEN / 2));
+        assert!(!read(&cache, "anna"));
+        assert!(!read(&cache, "anna"));
     }
 }

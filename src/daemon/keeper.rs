@@ -27,7 +27,7 @@ use crate::store::{By, Filter, StoreError};
 pub struct Daemon(pub(super) Arc<Shared>);
 
 impl Keeper for Daemon {
-    async fn token(&self, request: TokenRequest) -> Result<Token, Problem> {
+    async fn token(&self, request: &TokenRequest) -> Result<Token, Problem> {
         let numbers = self.0.metrics.of(&request.key.provider);
         let token = self.token_for(request).await?;
         numbers.served();
@@ -36,7 +36,7 @@ impl Keeper for Daemon {
 
     async fn refresh(
         &self,
-        request: TokenRequest,
+        request: &TokenRequest,
         generation: Option<u64>,
     ) -> Result<Token, Problem> {
         let numbers = self.0.metrics.of(&request.key.provider);

@@ -28,19 +28,19 @@ const DRAINED_RETRY: Duration = Duration::from_secs(5);
 
 impl Daemon {
     /// Answers a reader: a living token at once, else what an attempt brings in time.
-    pub(super) async fn token_for(&self, request: TokenRequest) -> Result<Token, Problem> {
-        let readable = self.read(&request).await?;
+    pub(super) async fn token_for(&self, request: &TokenRequest) -> Result<Token, Problem> {
+        let readable = self.read(request).await?;
         let now = self.0.clock.now();
         let provider = &request.key.provider;
         let may_attempt = !self.0.draining() && self.0.halt(provider).is_none();
         match readable.grant.read(request.min_ttl, may_attempt, now) {
             Read::Serve => {
                 if may_attempt {
-                    self.refresh_behind(&request, &readable.grant, now);
+                    self.refresh_behind(request, &readable.grant, now);
                 }
                 token_of(&readable, now).ok_or_else(|| self.refusal(&readable.grant))
             }
-            Read::Refresh => self.refreshed(&request, &readable.grant).await,
+            Read::Refresh => self.refreshed(request, &readable.grant).await,
             Read::Paused(_) | Read::NeedsAuthorization(_) => Err(self.refusal(&readable.grant)),
         }
     }
@@ -48,10 +48,10 @@ impl Daemon {
     /// Answers a caller whose API refused `generation`, or whatever is current.
     pub(super) async fn newer_token_for(
         &self,
-        request: TokenRequest,
+        request: &TokenRequest,
         generation: Option<u64>,
     ) -> Result<Token, Problem> {
-        let readable = self.read(&request).await?;
+        let readable = self.read(request).await?;
         let grant = &readable.grant;
         if let Some(generation) = generation
             && generation > grant.generation
@@ -76,7 +76,7 @@ impl Daemon {
                 _ => Err(self.refusal(grant)),
             };
         }
-        self.refreshed(&request, grant).await
+        self.refreshed(request, grant).await
     }
 
     /// Finds what a reader reads, notes the read, and wakes a user who is back.

@@ -168,7 +168,7 @@ impl Bench {
             wait: Duration::from_secs(5),
             counts_as_activity: true,
         };
-        Daemon(self.shared().clone()).token(request).await
+        Daemon(self.shared().clone()).token(&request).await
     }
 
     /// Lets the driver look at the clock, which it does by itself within seconds.

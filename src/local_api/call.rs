@@ -135,9 +135,9 @@ fn is_of_grant(path: &str, last: &str) -> bool {
     let Some(rest) = rest.and_then(|rest| rest.strip_suffix(last)) else {
         return false;
     };
-    let mut segments = rest.split('/');
+    let mut segments = rest.as_bytes().split(|byte| *byte == b'/');
     segments.next().is_some()
-        && segments.next() == Some("grants")
+        && segments.next() == Some(b"grants")
         && segments.next().is_some()
         && segments.next().is_none()
 }

@@ -136,11 +136,10 @@ impl<K: Keeper> Caller<K> {
         let Some(party) = self.party() else {
             return Ok(None);
         };
-        let app = format!("app {}", call.rule.app);
         let audit = |detail| {
             self.server.keeper.audit(Audited {
                 action: Audited::MANY_USERS,
-                by: app,
+                by: format!("app {}", call.rule.app),
                 user: None,
                 detail,
             });

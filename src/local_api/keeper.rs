@@ -159,12 +159,12 @@ pub type EventStream = Pin<Box<dyn Stream<Item = Events> + Send>>;
 /// The callers were authorized by the routes; nothing here checks a peer again.
 pub trait Keeper: Send + Sync + 'static {
     /// Reads a token, refreshing first where [`crate::refresh::reading`] says so.
-    fn token(&self, request: TokenRequest) -> impl Future<Output = Result<Token, Problem>> + Send;
+    fn token(&self, request: &TokenRequest) -> impl Future<Output = Result<Token, Problem>> + Send;
     /// "The API refused `generation`": refreshes if it is the current one, else answers the current token.
     /// `generation: None` means whatever is current. `request.min_ttl` is ignored.
     fn refresh(
         &self,
-        request: TokenRequest,
+        request: &TokenRequest,
         generation: Option<u64>,
     ) -> impl Future<Output = Result<Token, Problem>> + Send;
     /// Imports what an app already has.

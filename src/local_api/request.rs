@@ -73,6 +73,11 @@ fn provider_and_account(text: &str) -> Result<(String, String), Problem> {
 
 /// Decodes a path segment once, and checks that it can be a name.
 fn name<'a>(what: &str, raw: &'a str) -> Result<Cow<'a, str>, Problem> {
+    // Nearly all are of this kind, and there is nothing to decode or to refuse.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if (1..=LONGEST_NAME).contains(&raw.len()) && raw.bytes().all(plain) {
+        return Ok(raw.into());
+    }
     let decoded = decode(what, raw)?;
     check_name(what, &decoded)?;
     Ok(decoded)

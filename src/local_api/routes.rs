@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::{Method, StatusCode, Uri};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::call::Call;
 use super::events;
@@ -125,16 +125,17 @@ pub(super) async fn token<K: Keeper>(
         .unwrap_or(MIN_TTL);
     let key = call.grant(Verb::Read)?;
     let request = TokenRequest {
-        key: key.clone(),
+        key,
         min_ttl: Duration::from_secs(min_ttl),
         wait: wait(&query)?,
         counts_as_activity: call.counts(&query)?,
     };
-    let token = keeper.token(request).await?;
-    if let Some(read) = call.audited(Audited::READ, Some(&key), "") {
+    let token = keeper.token(&request).await?;
+    let key = &request.key;
+    if let Some(read) = call.audited(Audited::READ, Some(key), "") {
         keeper.audit(read);
     }
-    Ok(token_body(&token, &key))
+    Ok(token_body(&token, key))
 }
 
 /// A longer `wait` than we hold connections for is cut, not refused: the caller is told to retry anyway.
@@ -143,37 +144,53 @@ fn wait(query: &Query) -> Result<Duration, Problem> {
     Ok(Duration::from_secs(wait.min(LONGEST_WAIT)))
 }
 
-/// [`super::types::TokenAnswer`], borrowed: a token is copied into its answer and nowhere else.
-#[derive(Serialize)]
-struct TokenBody<'a> {
-    access_token: &'a str,
-    token_type: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires_in: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scope: Option<&'a str>,
-    generation: u64,
-    user: &'a str,
-    provider: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    account: &'a str,
+/// Writes a [`super::types::TokenAnswer`]. By hand: a general serializer looks at each byte of a long token by itself, and
+/// this is most of what a read costs. A token is copied into its answer and nowhere else.
+fn token_body(token: &Token, key: &GrantKey) -> Vec<u8> {
+    let access_token = token.access_token.expose();
+    // Room for it all, so that growing leaves no second copy of the token.
+    let mut body = Vec::with_capacity(2 * access_token.len() + 1024);
+    let mut text = |before: &str, value: &str| {
+        body.extend_from_slice(before.as_bytes());
+        write_string(&mut body, value);
+    };
+    text("{\"access_token\":", access_token);
+    text(",\"token_type\":", &token.token_type);
+    if let Some(at) = token.expires_at {
+        let left = at.since(token.now).as_secs();
+        text(
+            &format!(",\"expires_in\":{left},\"expires_at\":"),
+            &at.rfc3339(),
+        );
+    }
+    if let Some(scope) = &token.scope {
+        text(",\"scope\":", scope);
+    }
+    text(
+        &format!(",\"generation\":{},\"user\":", token.generation),
+        &key.user,
+    );
+    text(",\"provider\":", &key.provider);
+    if !key.account.is_empty() {
+        text(",\"account\":", &key.account);
+    }
+    body.push(b'}');
+    body
 }
 
-fn token_body(token: &Token, key: &GrantKey) -> Vec<u8> {
-    let body = TokenBody {
-        access_token: token.access_token.expose(),
-        token_type: &token.token_type,
-        expires_in: token.expires_at.map(|at| at.since(token.now).as_secs()),
-        expires_at: token.expires_at.map(|at| at.rfc3339()),
-        scope: token.scope.as_deref(),
-        generation: token.generation,
-        user: &key.user,
-        provider: &key.provider,
-        account: &key.account,
-    };
-    serde_json::to_vec(&body).expect("a struct of strings and numbers is JSON")
+/// Writes a JSON string.
+fn write_string(body: &mut Vec<u8>, text: &str) {
+    // Without an early end the compiler looks at many bytes at once.
+    let plain = text.bytes().fold(true, |plain, byte| {
+        plain & (byte >= 0x20) & (byte != b'"') & (byte != b'\\')
+    });
+    if plain {
+        body.push(b'"');
+        body.extend_from_slice(text.as_bytes());
+        body.push(b'"');
+    } else {
+        serde_json::to_writer(body, text).expect("a string is JSON, and a Vec takes it");
+    }
 }
 
 async fn refresh<K: Keeper>(
@@ -186,17 +203,18 @@ async fn refresh<K: Keeper>(
     let (wait, counts_as_activity) = (wait(&query)?, call.counts(&query)?);
     let body: RefreshRequest = request::optional_object(request.into_body(), &api.limits).await?;
     let asked = TokenRequest {
-        key: key.clone(),
+        key,
         min_ttl: Duration::ZERO,
         wait,
         counts_as_activity,
     };
-    let token = api.keeper.refresh(asked, body.generation).await?;
-    if let Some(read) = call.audited(Audited::READ, Some(&key), "") {
+    let token = api.keeper.refresh(&asked, body.generation).await?;
+    let key = &asked.key;
+    if let Some(read) = call.audited(Audited::READ, Some(key), "") {
         api.keeper.audit(read);
     }
     let json = [(hyper::header::CONTENT_TYPE, "application/json")];
-    Ok((json, token_body(&token, &key)).into_response())
+    Ok((json, token_body(&token, key)).into_response())
 }
 
 async fn import<K: Keeper>(
@@ -482,4 +500,49 @@ async fn healthz<K: Keeper>(
     Query::none(&uri)?;
     api.keeper.healthy().await?;
     Ok(Json([("status", "ok")].into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::types::TokenAnswer;
+    use super::*;
+    use crate::refresh::time::UnixTime;
+    use crate::refresh::token::AccessToken;
+
+    #[test]
+    fn a_token_is_answered_as_its_type_is_serialized_whatever_is_in_it() {
+        let now = UnixTime::from_millis(1_790_000_000_250);
+        let odd = ["", "plain-token.~+/=", "a\"b\\c\u{1}\n", "\u{7f}é—🦀"];
+        for (nth, text) in odd.iter().enumerate() {
+            let known = nth % 2 == 0;
+            let key = GrantKey {
+                namespace: "default".into(),
+                user: (*text).into(),
+                provider: "acme".into(),
+                account: if known { String::new() } else { (*text).into() },
+            };
+            let expires_at = known.then(|| now + Duration::from_secs(1800));
+            let token = Token {
+                access_token: AccessToken::new(*text),
+                token_type: "Bearer".into(),
+                expires_at,
+                scope: known.then(|| (*text).into()),
+                generation: 7,
+                now,
+            };
+            let answer = TokenAnswer {
+                access_token: (*text).into(),
+                token_type: "Bearer".into(),
+                expires_in: known.then_some(1800),
+                expires_at: expires_at.map(UnixTime::rfc3339),
+                scope: known.then(|| (*text).into()),
+                generation: 7,
+                user: key.user.clone(),
+                provider: "acme".into(),
+                account: key.account.clone(),
+            };
+            let body = String::from_utf8(token_body(&token, &key)).unwrap();
+            assert_eq!(body, serde_json::to_string(&answer).unwrap());
+        }
+    }
 }

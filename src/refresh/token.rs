@@ -1,23 +1,24 @@
 //! Secrets, and the token set that a successful answer carries.
 
 use std::fmt;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
 use super::time::UnixTime;
 
-/// Declares a secret string: zeroized on drop, redacted in `Debug`, without
-/// `Display` or `Serialize`, readable by one loud accessor.
+/// Declares a secret string: one copy that all clones share, zeroized with the last of them; redacted in `Debug`,
+/// without `Display` or `Serialize`, readable by one loud accessor.
 macro_rules! secret {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq)]
-        pub struct $name(Zeroizing<String>);
+        pub struct $name(Arc<Zeroizing<String>>);
 
         impl $name {
             /// Takes ownership of a secret.
             pub fn new(secret: impl Into<String>) -> Self {
-                $name(Zeroizing::new(secret.into()))
+                $name(Arc::new(Zeroizing::new(secret.into())))
             }
 
             /// Returns the secret itself. Every call site is a place to audit (I6).

@@ -245,13 +245,15 @@ impl Daemon {
 
     /// Reads a grant's token.
     pub async fn token(&self, key: &GrantKey, counts: bool) -> Result<Token, Problem> {
-        self.keeper.token_for(request(key, counts)).await
+        self.keeper.token_for(&request(key, counts)).await
     }
 
     /// "The API refused this generation."
     pub async fn refused_by_api(&self, key: &GrantKey, generation: u64) -> Result<Token, Problem> {
         let request = request(key, true);
-        self.keeper.newer_token_for(request, Some(generation)).await
+        self.keeper
+            .newer_token_for(&request, Some(generation))
+            .await
     }
 
     /// Notes activity and wakes what absence paused.

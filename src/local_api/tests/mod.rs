@@ -127,7 +127,7 @@ fn user_view(namespace: String, user: String) -> UserView {
 }
 
 impl Keeper for Recorder {
-    async fn token(&self, request: TokenRequest) -> Result<Token, Problem> {
+    async fn token(&self, request: &TokenRequest) -> Result<Token, Problem> {
         let (key, min_ttl, wait) = (show(&request.key), request.min_ttl, request.wait);
         let counts = request.counts_as_activity;
         self.note(format!(
@@ -138,7 +138,7 @@ impl Keeper for Recorder {
 
     async fn refresh(
         &self,
-        request: TokenRequest,
+        request: &TokenRequest,
         generation: Option<u64>,
     ) -> Result<Token, Problem> {
         let (key, wait) = (show(&request.key), request.wait);

@@ -58,7 +58,7 @@ async fn a_read_by_an_admin_is_told_and_one_by_an_app_is_not() {
     );
     assert!(note["user"].as_str().unwrap().starts_with("u-"), "{note}");
     assert!(!note.to_string().contains("anna"), "{note}");
-    let line = freshd.wait_for_log("action=\"read\"").await;
+    let line = freshd.wait_for_log("action=read").await;
     assert!(
         line.contains(" audit ") && line.contains("user=anna"),
         "{line}"

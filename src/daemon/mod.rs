@@ -26,6 +26,7 @@ mod journal;
 mod keeper;
 #[cfg(test)]
 mod lame_tests;
+mod line;
 pub mod log;
 mod maintenance;
 mod metrics_listener;

@@ -49,14 +49,23 @@ pub(super) fn say_checked(
             console.print(&format!("{}\n", text.join("\n")))?;
         }
         Err(errors) => {
-            let lines: Vec<String> = errors
-                .iter()
-                .map(|error| error.to_string().replace('\n', " "))
-                .collect();
-            return Err(Failure::new(Exit::Config, lines.join("\n")));
+            return Err(refused(&errors));
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Makes the failure of a configuration: a line for each error. One that can't be opened is no wrong one, and
+/// what it would have said may be all that the others miss.
+fn refused(errors: &[ConfigError]) -> Failure {
+    let exit = match errors.iter().any(|error| error.unopened) {
+        true => Exit::NoInput,
+        false => Exit::Config,
+    };
+    let lines = errors
+        .iter()
+        .map(|error| error.to_string().replace('\n', " "));
+    Failure::new(exit, lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// What the configuration says to a command that works on the state directory itself.
@@ -70,8 +79,7 @@ pub(super) fn place(config: Option<&Path>, console: &Console<'_>) -> Result<Plac
     let defaults = defaults(console);
     let described =
         config::check(config.unwrap_or(&defaults.file), &defaults).map_err(|errors| {
-            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            Failure::new(Exit::Config, lines.join("\n")).hint(
+            refused(&errors).hint(
                 "the configuration says where the state directory and the key are, and which providers rotate",
             )
         })?;

@@ -11,8 +11,7 @@ use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::output::{Look, escape};
 use crate::config::{self, ConfigError, Defaults, Description};
-use crate::store::Kek;
-use crate::store::KeyError;
+use crate::store::{Kek, KeyError, PUT_KEY_BACK};
 
 /// Returns where the configuration is looked for: as the daemon does, by who we are.
 pub(super) fn defaults(console: &Console<'_>) -> Defaults {
@@ -93,7 +92,7 @@ impl Place {
     /// Returns the key in `file`, or the one that freshd is started with.
     pub(super) fn find_key(&self, file: Option<&Path>) -> Result<Kek, Failure> {
         let found = self.read_key(file);
-        found.map_err(|error| Failure::new(Exit::Config, chain(&error)))
+        found.map_err(|error| no_key(&error, &format!("{PUT_KEY_BACK}\n{NAME_KEY}")))
     }
 
     /// The same, for who tells mistakes apart.
@@ -119,6 +118,18 @@ impl Place {
         }
     }
 }
+
+/// Makes the failure of a key that can't be used; `missing` says what to do where it is not there.
+pub(super) fn no_key(error: &KeyError, missing: &str) -> Failure {
+    let failure = Failure::new(Exit::Config, chain(error));
+    match error {
+        KeyError::Missing { .. } => failure.hint(missing),
+        _ => failure,
+    }
+}
+
+/// What to do where the key lies elsewhere.
+pub(super) const NAME_KEY: &str = "a key that lies elsewhere is named with --key-file FILE";
 
 /// What to do before a store is worked on that a daemon has; an app's socket would start freshd again.
 pub(super) const STOP: &str =

@@ -23,6 +23,10 @@ const CREDENTIAL: &str = "freshd.key";
 /// What that credential is set to where its file is missing.
 const ABSENT: &[u8] = b"absent";
 
+/// What to do about a missing key beside a store, where a new one would open nothing.
+pub const PUT_KEY_BACK: &str = "put the key back from its copy; or, with the recovery key, another one in its place: \
+    freshctl key change-kek --recovery-key-file";
+
 /// The 32-byte key-encryption key; zeroized on drop, redacted in `Debug`.
 ///
 /// As a file it is one line: the 32 bytes in standard, padded base64 (44
@@ -34,10 +38,7 @@ pub struct Kek(Guarded);
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// There is no such file.
-    #[error(
-        "key file {path} does not exist; `freshctl key generate {path}` makes one",
-        path = path.display()
-    )]
+    #[error("key file {path} does not exist", path = path.display())]
     Missing {
         /// The file.
         path: PathBuf,
@@ -64,7 +65,7 @@ pub enum KeyError {
     },
     /// Others may read or change it, or it is executable.
     #[error(
-        "key file {path} has mode {mode:04o} but must have 0400 or 0600; `chmod 0600` it, and make a new key if others could read this one",
+        "key file {path} has mode {mode:04o} but must have 0400 or 0600; `chmod 0600` it; if others could read it, `freshctl key change-kek` puts another one in its place",
         path = path.display()
     )]
     Mode {

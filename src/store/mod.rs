@@ -67,7 +67,7 @@ pub use failing::Failing;
 pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
 pub use history::{By, Entry, Event};
-pub use kek::{Kek, KeyError};
+pub use kek::{Kek, KeyError, PUT_KEY_BACK};
 pub use maintenance::{Count, Purged};
 pub use nightly::{make_backup_dir, newest_nightly, nightly_name};
 pub use open::{OpenError, Options};

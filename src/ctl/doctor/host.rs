@@ -11,8 +11,8 @@ use super::super::output::length;
 use super::{AS_ROOT, Findings};
 use crate::daemon::clock::Clock;
 use crate::refresh::time::UnixTime;
-use crate::store::KeyError;
 use crate::store::rekey;
+use crate::store::{KeyError, PUT_KEY_BACK};
 
 /// freshd writes no more long before a disk is full to the last byte; this is a day of most hosts' growth.
 const ROOM: u64 = 64 << 20;
@@ -55,7 +55,7 @@ fn mend_key(findings: &mut Findings, place: &Place, error: &KeyError) {
             return findings.wrong(
                 "key",
                 format!("key file {path} does not exist, and without it the store in {} can't be opened", dir.display()),
-                "put the key back from its backup; or, with the recovery key, another one in its place: freshctl key change-kek --recovery-key-file",
+                PUT_KEY_BACK,
             );
         }
         KeyError::Missing { .. } => format!("there is no store yet: freshctl key generate {path}"),

@@ -11,7 +11,7 @@ use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::output::{Look, escape};
 use crate::config::{self, ConfigError, Defaults, Description};
-use crate::store::{Kek, KeyError, PUT_KEY_BACK};
+use crate::store::{Kek, KeyError, PUT_KEY_BACK, Store};
 
 /// Returns where the configuration is looked for: as the daemon does, by who we are.
 pub(super) fn defaults(console: &Console<'_>) -> Defaults {
@@ -109,12 +109,39 @@ impl Place {
         }
     }
 
-    /// Returns the uid that freshd runs as: ours, but for root the owner of the state directory, who may be anybody.
+    /// Returns the uid that freshd runs as: ours, but for root the owner of the store, who may be anybody.
     fn owner(&self) -> u32 {
         let ours = rustix::process::geteuid();
-        match std::fs::metadata(&self.described.state_dir) {
-            Ok(about) if ours.is_root() => about.uid(),
+        match Owners::of(self.described.state_dir.as_ref()) {
+            Some(owners) if ours.is_root() => owners.agreed().unwrap_or(owners.directory),
             _ => ours.as_raw(),
+        }
+    }
+}
+
+/// Whose a state directory is, and the database in it: the uid that freshd runs as, unless somebody has changed one.
+#[derive(Clone, Copy)]
+pub(super) struct Owners {
+    pub(super) directory: u32,
+    pub(super) database: Option<u32>,
+}
+
+impl Owners {
+    /// Looks; `None` where there is no directory.
+    pub(super) fn of(dir: &Path) -> Option<Owners> {
+        Some(Owners {
+            directory: std::fs::metadata(dir).ok()?.uid(),
+            database: Store::owner(dir),
+        })
+    }
+
+    /// Returns who it must be. Root's is what root made or copied in a service's place; between two others
+    /// nothing tells which one is wrong.
+    pub(super) fn agreed(self) -> Option<u32> {
+        match (self.directory, self.database) {
+            (directory, None | Some(0)) => Some(directory),
+            (0, Some(database)) => Some(database),
+            (directory, Some(database)) => (directory == database).then_some(directory),
         }
     }
 }

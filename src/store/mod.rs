@@ -302,6 +302,13 @@ impl Store {
         open::Layout::new(dir).exists()
     }
 
+    /// Returns the uid that the database in `dir` belongs to, where one is there and we may look.
+    pub fn owner(dir: &std::path::Path) -> Option<u32> {
+        use std::os::unix::fs::MetadataExt;
+        let about = open::Layout::new(dir).database.symlink_metadata();
+        about.ok().map(|about| about.uid())
+    }
+
     /// Returns when the writer has taken and finished a piece of work: a sign of life.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::super::local::{Place, chain};
+use super::super::local::{Owners, Place, chain};
 use super::super::output::length;
 use super::{AS_ROOT, Findings};
 use crate::daemon::clock::Clock;
@@ -20,6 +20,9 @@ const ROOM: u64 = 64 << 20;
 const OLDEST: UnixTime = UnixTime::from_secs(1_760_000_000);
 /// Two clocks that differ by less are the same; a file's stamp may be a tick ahead.
 const AHEAD: Duration = Duration::from_secs(60);
+
+const AS_FRESHD: &str =
+    "USER is whom freshd runs as: systemctl show -P User freshd, or ps -o user= -C freshd";
 
 /// Looks at the key file's rules, and whether it opens this store's keyring.
 pub(super) fn key(findings: &mut Findings, place: &Place) {
@@ -60,7 +63,10 @@ fn mend_key(findings: &mut Findings, place: &Place, error: &KeyError) {
         }
         KeyError::Missing { .. } => format!("there is no store yet: freshctl key generate {path}"),
         KeyError::Mode { .. } => format!("chmod 0600 {path} (0400 or 0600); if others could read it: freshctl key change-kek"),
-        KeyError::Owner { .. } => format!("chown --reference={} {path}", dir.display()),
+        KeyError::Owner { .. } => match Owners::of(dir).and_then(Owners::agreed) {
+            Some(uid) => format!("chown {uid} {path}"),
+            None => format!("chown USER {path}; {AS_FRESHD}"),
+        },
         _ => "put the right key back, from its backup; if it is lost: freshctl key change-kek --recovery-key-file".to_owned(),
     };
     findings.wrong("key", chain(error), todo);
@@ -97,12 +103,29 @@ pub(super) fn state(findings: &mut Findings, place: &Place) {
             return findings.unknown("state", text, AS_ROOT);
         }
     };
-    let mut sound = true;
-    let mut look = |path: &Path, about: &Metadata, owner: u32| {
+    let owners = Owners::of(dir);
+    let agreed = owners.and_then(Owners::agreed);
+    let mut sound = agreed.is_some();
+    if let (
+        None,
+        Some(Owners {
+            directory,
+            database: Some(database),
+        }),
+    ) = (agreed, owners)
+    {
+        let text = format!(
+            "{} belongs to uid {directory} and the store in it to uid {database}",
+            dir.display()
+        );
+        let todo = format!("chown -R USER {}; {AS_FRESHD}", dir.display());
+        findings.wrong("state", text, todo);
+    }
+    let mut look = |path: &Path, about: &Metadata| {
+        let name = path.display();
         let mode = about.mode() & 0o7777;
         if mode & 0o077 != 0 {
             sound = false;
-            let name = path.display();
             let todo = match about.is_dir() {
                 true => format!("chmod 0700 {name}"),
                 false => format!(
@@ -112,25 +135,23 @@ pub(super) fn state(findings: &mut Findings, place: &Place) {
             let text = format!("{name} has mode {mode:04o}: others may read or change it");
             findings.wrong("state", text, todo);
         }
-        if about.uid() != owner {
+        if let Some(owner) = agreed
+            && about.uid() != owner
+        {
             sound = false;
-            findings.wrong(
-                "state",
-                format!(
-                    "{} belongs to uid {} and its directory to uid {owner}",
-                    path.display(),
-                    about.uid()
-                ),
-                format!("chown --reference={} {}", dir.display(), path.display()),
+            let text = format!(
+                "{name} belongs to uid {} and the store to uid {owner}",
+                about.uid()
             );
+            findings.wrong("state", text, format!("chown {owner} {name}"));
         }
     };
-    look(dir, &about, about.uid());
+    look(dir, &about);
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if let Ok(file) = entry.metadata()
             && file.is_file()
         {
-            look(&entry.path(), &file, about.uid());
+            look(&entry.path(), &file);
         }
     }
     if unreadable(dir) {

@@ -82,6 +82,13 @@ async fn the_key_is_proved_against_the_keyring() {
     let said = doctor(&freshd).await;
     finds(&said, "does not exist", "change-kek --recovery-key-file");
     assert!(!said.stdout.contains("key generate"), "{}", said.stdout);
+    // A database alone is a store too, or what is left of one.
+    let keyring = freshd.config.state_dir().join("keyring");
+    let aside = keyring.with_extension("aside");
+    std::fs::rename(&keyring, &aside).unwrap();
+    let said = doctor(&freshd).await;
+    assert!(!said.stdout.contains("key generate"), "{}", said.stdout);
+    std::fs::rename(&aside, &keyring).unwrap();
     let made = freshd
         .freshctl(&["key", "generate", key.to_str().unwrap()], "")
         .await;

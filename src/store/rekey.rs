@@ -80,11 +80,6 @@ pub(super) fn unlocked(path: &Path, text: &[u8], proof: Proof<'_>) -> Result<Key
     }
 }
 
-/// Returns whether there is a keyring in `dir`.
-pub fn has_keyring(dir: &Path) -> bool {
-    Layout::new(dir).keyring.exists()
-}
-
 /// Proves that `kek` opens the keyring in `dir`; `false` where there is no keyring yet. Changes nothing, and
 /// a daemon may run.
 ///

@@ -12,7 +12,7 @@ use super::{AS_ROOT, Findings};
 use crate::daemon::clock::Clock;
 use crate::refresh::time::UnixTime;
 use crate::store::rekey;
-use crate::store::{KeyError, PUT_KEY_BACK};
+use crate::store::{KeyError, PUT_KEY_BACK, Store};
 
 /// freshd writes no more long before a disk is full to the last byte; this is a day of most hosts' growth.
 const ROOM: u64 = 64 << 20;
@@ -54,7 +54,7 @@ fn mend_key(findings: &mut Findings, place: &Place, error: &KeyError) {
     let dir = Path::new(&place.described.state_dir);
     let path = &place.described.key_file;
     let todo = match error {
-        KeyError::Missing { .. } if unreadable(dir) || rekey::has_keyring(dir) => {
+        KeyError::Missing { .. } if unreadable(dir) || Store::exists(dir) => {
             return findings.wrong(
                 "key",
                 format!("key file {path} does not exist, and without it the store in {} can't be opened", dir.display()),
@@ -81,27 +81,31 @@ fn unreadable(path: &Path) -> bool {
     }
 }
 
+/// Returns what there is to know of the state directory, or tells why it can't be looked at.
+fn directory(findings: &mut Findings, dir: &Path) -> Option<Metadata> {
+    let shown = dir.display();
+    match fs::metadata(dir) {
+        Ok(about) if about.is_dir() => return Some(about),
+        Ok(_) => findings.wrong(
+            "state",
+            format!("{shown} is no directory"),
+            "name another one: daemon.state-dir",
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => findings.wrong(
+            "state",
+            format!("{shown} is not there"),
+            format!("install -d -m 0700 -o freshd -g freshd {shown}, or start the unit once: it makes the directory"),
+        ),
+        Err(error) => findings.unknown("state", format!("{shown}: {error}"), AS_ROOT),
+    }
+    None
+}
+
 /// Looks at who may read and change the state directory and what is in it.
 pub(super) fn state(findings: &mut Findings, place: &Place) {
     let dir = Path::new(&place.described.state_dir);
-    let about = match fs::metadata(dir) {
-        Ok(about) if about.is_dir() => about,
-        Ok(_) => {
-            let text = format!("{} is no directory", dir.display());
-            return findings.wrong("state", text, "name another one: daemon.state-dir");
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = format!("{} is not there", dir.display());
-            return findings.wrong(
-                "state",
-                text,
-                format!("install -d -m 0700 -o freshd -g freshd {}, or start the unit once: it makes the directory", dir.display()),
-            );
-        }
-        Err(error) => {
-            let text = format!("{}: {error}", dir.display());
-            return findings.unknown("state", text, AS_ROOT);
-        }
+    let Some(about) = directory(findings, dir) else {
+        return;
     };
     let owners = Owners::of(dir);
     let agreed = owners.and_then(Owners::agreed);

@@ -11,7 +11,9 @@ use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::output::{Look, escape};
 use crate::config::{self, ConfigError, Defaults, Description};
-use crate::store::{Kek, KeyError, PUT_KEY_BACK, Store};
+use crate::store::Kek;
+use crate::store::KeyError;
+use crate::store::rekey::{self, PUT_KEY_BACK};
 
 /// Returns where the configuration is looked for: as the daemon does, by who we are.
 pub(super) fn defaults(console: &Console<'_>) -> Defaults {
@@ -131,7 +133,7 @@ impl Owners {
     pub(super) fn of(dir: &Path) -> Option<Owners> {
         Some(Owners {
             directory: std::fs::metadata(dir).ok()?.uid(),
-            database: Store::owner(dir),
+            database: rekey::owner(dir),
         })
     }
 

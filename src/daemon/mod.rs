@@ -72,7 +72,8 @@ use crate::local_api::quotas::Quotas;
 use crate::local_api::rules::SharedRules;
 use crate::local_api::server::Access;
 use crate::metrics::Registry;
-use crate::store::{Kek, KeyError, OpenError, Options, PUT_KEY_BACK, Store, StoreError};
+use crate::store::rekey::{self, PUT_KEY_BACK};
+use crate::store::{Kek, KeyError, OpenError, Options, Store, StoreError};
 
 use self::activity::Activity;
 use self::cache::Cache;
@@ -274,7 +275,7 @@ fn find_key(config: &Config) -> Result<Kek, StartError> {
         return Ok(kek);
     }
     let file = &config.daemon.key_file;
-    let store_exists = Store::exists(&config.daemon.state_dir);
+    let store_exists = rekey::has_store(&config.daemon.state_dir);
     if config.daemon.make_key && !file.exists() && !store_exists {
         let kek = Kek::generate();
         kek.write_new(file)?;

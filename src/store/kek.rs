@@ -23,10 +23,6 @@ const CREDENTIAL: &str = "freshd.key";
 /// What that credential is set to where its file is missing.
 const ABSENT: &[u8] = b"absent";
 
-/// What to do about a missing key beside a store, where a new one would open nothing.
-pub const PUT_KEY_BACK: &str = "put the key back from its copy; or, with the recovery key, another one in its place: \
-    freshctl key change-kek --recovery-key-file";
-
 /// The 32-byte key-encryption key; zeroized on drop, redacted in `Debug`.
 ///
 /// As a file it is one line: the 32 bytes in standard, padded base64 (44

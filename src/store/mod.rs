@@ -67,7 +67,7 @@ pub use failing::Failing;
 pub use fingerprints::Short;
 pub use grants::{Attemptable, Import, Imported, Readable};
 pub use history::{By, Entry, Event};
-pub use kek::{Kek, KeyError, PUT_KEY_BACK};
+pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};
 pub use nightly::{make_backup_dir, newest_nightly, nightly_name};
 pub use open::{OpenError, Options};
@@ -297,18 +297,6 @@ impl Drop for Inner {
 }
 
 impl Store {
-    /// Returns whether there is a store, or a part of one, in `dir`.
-    pub fn exists(dir: &std::path::Path) -> bool {
-        open::Layout::new(dir).exists()
-    }
-
-    /// Returns the uid that the database in `dir` belongs to, where one is there and we may look.
-    pub fn owner(dir: &std::path::Path) -> Option<u32> {
-        use std::os::unix::fs::MetadataExt;
-        let about = open::Layout::new(dir).database.symlink_metadata();
-        about.ok().map(|about| about.uid())
-    }
-
     /// Returns when the writer has taken and finished a piece of work: a sign of life.
     ///
     /// # Errors

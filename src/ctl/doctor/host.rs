@@ -11,8 +11,8 @@ use super::super::output::length;
 use super::{AS_ROOT, Findings};
 use crate::daemon::clock::Clock;
 use crate::refresh::time::UnixTime;
+use crate::store::KeyError;
 use crate::store::rekey;
-use crate::store::{KeyError, PUT_KEY_BACK, Store};
 
 /// freshd writes no more long before a disk is full to the last byte; this is a day of most hosts' growth.
 const ROOM: u64 = 64 << 20;
@@ -54,11 +54,11 @@ fn mend_key(findings: &mut Findings, place: &Place, error: &KeyError) {
     let dir = Path::new(&place.described.state_dir);
     let path = &place.described.key_file;
     let todo = match error {
-        KeyError::Missing { .. } if unreadable(dir) || Store::exists(dir) => {
+        KeyError::Missing { .. } if unreadable(dir) || rekey::has_store(dir) => {
             return findings.wrong(
                 "key",
                 format!("key file {path} does not exist, and without it the store in {} can't be opened", dir.display()),
-                PUT_KEY_BACK,
+                rekey::PUT_KEY_BACK,
             );
         }
         KeyError::Missing { .. } => format!("there is no store yet: freshctl key generate {path}"),

@@ -82,6 +82,13 @@ async fn the_key_is_proved_against_the_keyring() {
     let said = doctor(&freshd).await;
     finds(&said, "does not exist", "change-kek --recovery-key-file");
     assert!(!said.stdout.contains("key generate"), "{}", said.stdout);
+    // A database alone is a store too, or what is left of one.
+    let keyring = freshd.config.state_dir().join("keyring");
+    let aside = keyring.with_extension("aside");
+    std::fs::rename(&keyring, &aside).unwrap();
+    let said = doctor(&freshd).await;
+    assert!(!said.stdout.contains("key generate"), "{}", said.stdout);
+    std::fs::rename(&aside, &keyring).unwrap();
     let made = freshd
         .freshctl(&["key", "generate", key.to_str().unwrap()], "")
         .await;
@@ -267,6 +274,109 @@ async fn what_we_may_not_read_is_no_mistake_and_the_rest_is_looked_at() {
     for check in ["disk", "provider acme"] {
         assert_eq!(verdict(check).as_deref(), Some("ok"), "{check}: {json}");
     }
+}
+
+/// Whom freshd runs as, and somebody else; both without a name.
+const FRESHD: u32 = 61_001;
+const OTHER: u32 = 61_002;
+
+/// A daemon with another uid than root's, whose the whole directory is; `None` where only root could make one.
+async fn of_another_user() -> Option<(ScriptedServer, Freshd)> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED, NOT TESTED: only root can run freshd as somebody else");
+        return None;
+    }
+    let (server, mut freshd) = well().await;
+    freshd.stop().await;
+    chown_all(freshd.config.path());
+    let ids = [format!("--reuid={FRESHD}"), format!("--regid={FRESHD}")];
+    let command = ["setpriv", &ids[0], &ids[1], "--clear-groups", "--"];
+    assert!(freshd.start_again_under(&command.map(str::to_owned)).await);
+    Some((server, freshd))
+}
+
+fn chown(path: &Path, uid: u32) {
+    std::os::unix::fs::chown(path, Some(uid), None).unwrap();
+}
+
+fn chown_all(directory: &Path) {
+    chown(directory, FRESHD);
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => chown_all(&path),
+            false => chown(&path, FRESHD),
+        }
+    }
+}
+
+fn uid_of(path: &Path) -> u32 {
+    std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap())
+}
+
+/// What is found of key and state directory: the lines, each with its hints.
+async fn owners_found(freshd: &Freshd) -> Vec<Value> {
+    let said = freshd
+        .freshctl(&["doctor", "--offline", "--json"], "")
+        .await;
+    let json: Value = serde_json::from_str(&said.stdout).unwrap();
+    let findings = json["findings"].as_array().unwrap().iter();
+    let asked = findings.filter(|it| it["check"] == "key" || it["check"] == "state");
+    asked.filter(|it| it["verdict"] != "ok").cloned().collect()
+}
+
+/// Does what the hints say, by the shell.
+fn obey(findings: &[Value]) {
+    for finding in findings {
+        let todo = finding["todo"].as_str().unwrap();
+        let done = std::process::Command::new("sh").args(["-c", todo]).status();
+        assert!(done.unwrap().success(), "{todo}");
+    }
+}
+
+#[tokio::test]
+async fn root_finds_whose_key_and_store_are_not_freshds_and_the_hints_mend_it() {
+    let Some((_server, freshd)) = of_another_user().await else {
+        return;
+    };
+    let (key, dir) = (freshd.config.key_file(), freshd.config.state_dir());
+    let database = dir.join("freshd.db");
+    assert_eq!(owners_found(&freshd).await, [] as [Value; 0], "all is well");
+    chown(&key, 0);
+    assert_eq!(owners_found(&freshd).await, [] as [Value; 0], "root's key");
+    for (path, uid, said) in [
+        (&key, OTHER, "belongs to uid 61002"),
+        (&database, 0, "belongs to uid 0 and the store to uid 61001"),
+        (&dir, 0, "belongs to uid 0 and the store to uid 61001"),
+    ] {
+        chown(path, uid);
+        let found = owners_found(&freshd).await;
+        assert_eq!(found.len(), 1, "{found:?}");
+        let told = found[0]["found"].as_str().unwrap();
+        assert!(
+            told.contains(path.to_str().unwrap()) && told.contains(said),
+            "{told}"
+        );
+        obey(&found);
+        assert_eq!(uid_of(path), FRESHD, "{found:?}");
+        assert_eq!(owners_found(&freshd).await, [] as [Value; 0], "mended");
+    }
+}
+
+#[tokio::test]
+async fn between_two_owners_of_a_store_root_is_not_told_a_guess() {
+    let Some((_server, mut freshd)) = of_another_user().await else {
+        return;
+    };
+    freshd.stop().await;
+    let dir = freshd.config.state_dir();
+    chown(&dir, OTHER);
+    let found = owners_found(&freshd).await;
+    let said = format!("{found:?}");
+    assert!(said.contains("belongs to uid 61002 and the store in it to uid 61001"));
+    assert!(said.contains("chown -R USER"), "{said}");
+    // Whichever of the two it is, no hint gives anything to the other.
+    assert!(!said.contains("chown 6100"), "{said}");
 }
 
 #[tokio::test]

@@ -489,7 +489,7 @@ async fn check_config_says_what_it_understood_or_everything_that_is_wrong() {
     let both = freshctl(&["check-config", file, "--config", file], "").await;
     assert_eq!(both.code, Some(64), "{both:?}");
     let nowhere = freshctl(&["--config", "/nowhere/freshd.toml", "check-config"], "").await;
-    has(&ended(nowhere, 78).stderr, &["/nowhere/freshd.toml"]);
+    has(&ended(nowhere, 66).stderr, &["/nowhere/freshd.toml"]);
 }
 
 #[tokio::test]

@@ -104,6 +104,21 @@ async fn a_changed_key_opens_the_store_and_the_old_one_does_not() {
         before["keyring"]
     );
 
+    // A missing old key is to be found again, and a missing new one to be made.
+    for args in [
+        &["key", "change-kek", &new, "--key-file", "/nowhere/key"][..],
+        &["key", "recovery", "--key-file", "/nowhere/key"],
+    ] {
+        let said = scene.freshd.freshctl(args, "").await;
+        assert_eq!(said.code, Some(78), "{}", said.stderr);
+        assert!(said.stderr.contains("put the key back"), "{}", said.stderr);
+        assert!(!said.stderr.contains("generate"), "{}", said.stderr);
+    }
+    let args = ["key", "change-kek", "/nowhere/key"];
+    let said = scene.freshd.freshctl(&args, "").await;
+    assert_eq!(said.code, Some(78), "{}", said.stderr);
+    assert!(said.stderr.contains("key generate"), "{}", said.stderr);
+
     let said = scene.does(&["key", "change-kek", &new], "").await;
     let key_file = scene.freshd.config.key_file();
     let key_file = key_file.to_str().expect("ASCII");

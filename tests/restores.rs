@@ -266,6 +266,12 @@ async fn what_does_not_fit_changes_nothing() {
     );
     let wrong = scene.restore(&["--replace", "--key-file", other]).await;
     assert_eq!(wrong.code, Some(78), "{}", wrong.stderr);
+    let none = scene
+        .restore(&["--replace", "--key-file", "/nowhere"])
+        .await;
+    assert_eq!(none.code, Some(78), "{}", none.stderr);
+    let todo = "the key that freshd had when the copy was made";
+    assert!(none.stderr.contains(todo), "{}", none.stderr);
 
     let copy = scene.copy();
     let mut bytes = std::fs::read(&copy).expect("it is there");

@@ -196,6 +196,14 @@ async fn with_a_wrong_or_missing_key_it_stops_with_78_and_changes_not_one_byte()
     std::fs::remove_file(&key).unwrap();
     let (code, log) = freshd.run_another().await;
     assert_eq!(code, Some(78), "missing: {log}");
+    assert!(
+        log.contains("put the key back") && log.contains("change-kek --recovery-key-file"),
+        "{log}"
+    );
+    assert!(
+        !log.contains("key generate"),
+        "a new one opens nothing: {log}"
+    );
     assert_eq!(contents(&freshd.config.state_dir()), before, "missing key");
     assert!(!key.exists(), "no new key is made where a store exists");
 
@@ -211,6 +219,25 @@ async fn with_a_wrong_or_missing_key_it_stops_with_78_and_changes_not_one_byte()
         freshd.token("anna", "acme").await.token(),
         anna.access_token
     );
+}
+
+#[tokio::test]
+async fn where_there_is_no_store_yet_a_missing_key_is_to_be_made() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED, NOT TESTED: without root freshd makes the first key itself");
+        return;
+    }
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(rotating.script()).await;
+    let mut freshd = Freshd::start(Config::new().provider("acme", &server, "")).await;
+    freshd.stop().await;
+    let (key, state_dir) = (freshd.config.key_file(), freshd.config.state_dir());
+    std::fs::remove_file(&key).unwrap();
+    std::fs::remove_dir_all(&state_dir).unwrap();
+    let (code, log) = freshd.run_another().await;
+    assert_eq!(code, Some(78), "{log}");
+    let todo = format!("freshctl key generate {}", key.display());
+    assert!(log.contains(&todo), "{log}");
 }
 
 /// Every file below a directory, by name, with its bytes.

@@ -52,7 +52,8 @@ impl Files {
             match std::fs::read_to_string(&files.files[index]) {
                 Ok(text) => files.add_file(index, &text),
                 Err(error) => {
-                    files.fail_file(index, format!("cannot be read: {}", io_words(&error)))
+                    let file = files.files[index].clone();
+                    files.fail_file(file, "file", &error);
                 }
             }
         }
@@ -68,14 +69,7 @@ impl Files {
         let mut found = match listed {
             Ok(found) => found,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-            Err(error) => {
-                return self.errors.push(ConfigError {
-                    file: dir.to_owned(),
-                    line: None,
-                    key: "conf.d".into(),
-                    message: format!("cannot be read: {}", io_words(&error)),
-                });
-            }
+            Err(error) => return self.fail_file(dir.to_owned(), "conf.d", &error),
         };
         found.retain(|path| {
             let name = path.file_name().unwrap_or_default().as_encoded_bytes();
@@ -95,6 +89,7 @@ impl Files {
                 line: Some(line_of(text, &span)),
                 key: key_at(text, &span),
                 message: format!("is not TOML: {}", error.message()),
+                unopened: false,
             });
         }
         if !errors.is_empty() {
@@ -229,6 +224,7 @@ impl Files {
                 line: None,
                 key: key.into(),
                 message,
+                unopened: false,
             }),
         }
     }
@@ -252,16 +248,17 @@ impl Files {
             line: Some(origin.line),
             key: key.into(),
             message,
+            unopened: false,
         });
     }
 
-    fn fail_file(&mut self, index: usize, message: String) {
-        let file = self.files[index].clone();
+    fn fail_file(&mut self, file: PathBuf, key: &str, error: &std::io::Error) {
         self.errors.push(ConfigError {
             file,
             line: None,
-            key: "file".into(),
-            message,
+            key: key.into(),
+            message: format!("cannot be read: {}", io_words(error)),
+            unopened: error.kind() != std::io::ErrorKind::InvalidData,
         });
     }
 

@@ -278,6 +278,8 @@ pub struct ConfigError {
     pub key: String,
     /// The value and the rule, after which the sentence ends. Never a secret.
     pub message: String,
+    /// Whether the configuration's own file is missing or closed to us, so that nothing is known of what it says.
+    pub unopened: bool,
 }
 
 fn line_suffix(line: Option<usize>) -> String {

@@ -613,11 +613,30 @@ fn a_file_that_is_not_there_is_named() {
     let fixture = Fixture::new();
     let errors = load(&fixture.path("none.toml"), &fixture.defaults()).unwrap_err();
     assert_eq!(errors.len(), 1);
+    assert!(errors[0].unopened);
     assert!(
         errors[0]
             .to_string()
             .ends_with("none.toml: file cannot be read: there is no such file")
     );
+}
+
+#[test]
+fn a_file_that_is_no_text_is_wrong_and_one_that_names_a_missing_file_too() {
+    let fixture = Fixture::new();
+    let file = fixture.path("odd.toml");
+    for (content, said) in [
+        (b"\xff".as_slice(), "not UTF-8 text"),
+        (
+            b"[provider.x]\nprofile = \"hubspot\"\nclient-id = \"c\"\nclient-secret = { file = \"/nowhere/secret\" }",
+            "/nowhere/secret",
+        ),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let errors = load(&file, &fixture.defaults()).unwrap_err();
+        assert!(errors[0].to_string().contains(said), "{errors:?}");
+        assert!(!errors[0].unopened, "it was opened: {errors:?}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub enum Exit {
     Usage = 64,
     /// The input is wrong (`EX_DATAERR`).
     Data = 65,
-    /// The input cannot be opened (`EX_NOINPUT`).
+    /// The input, or a file of the configuration, cannot be opened (`EX_NOINPUT`).
     NoInput = 66,
     /// The daemon cannot be reached (`EX_UNAVAILABLE`).
     Unavailable = 69,
@@ -32,7 +32,7 @@ pub enum Exit {
     TryLater = 75,
     /// Not allowed (`EX_NOPERM`).
     Permission = 77,
-    /// The configuration is wrong (`EX_CONFIG`).
+    /// The configuration or the key is wrong (`EX_CONFIG`).
     Config = 78,
 }
 
@@ -73,14 +73,14 @@ Exit codes:
    5  the grant needs authorization or is paused (409)
   64  the command line is wrong
   65  the input is wrong
-  66  the input cannot be opened
+  66  the input, or a file of the configuration, cannot be opened
   69  the daemon cannot be reached
   70  the daemon failed, or its answer was not understood
   73  a file cannot be created
   74  reading or writing failed
   75  it may work later (429, 503, 507, no answer in time)
   77  not allowed (the socket's permissions, 403, or no such verb on this socket)
-  78  the configuration is wrong";
+  78  the configuration or the key is wrong";
 
 /// Why a command stopped.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use super::args::{ChangeKek, Recovery};
 use super::client::Call;
 use super::console::Console;
 use super::failure::{Exit, Failure};
-use super::local::{Place, STOP, chain, exit, place};
+use super::local::{Place, STOP, chain, exit, no_key, place};
 use super::output::{Look, escape};
 use crate::local_api::types::KeysView;
 use crate::store::Kek;
@@ -47,7 +47,7 @@ pub(super) fn change_kek(
 ) -> Result<Exit, Failure> {
     let place = place(config, console)?;
     let new = Kek::read_file(&args.new_key_file)
-        .map_err(|error| Failure::new(Exit::Config, chain(&error)))?;
+        .map_err(|error| no_key(&error, "freshctl key generate FILE makes a new one"))?;
     let recovery = read_recovery_key(args.recovery_key_file.as_deref(), console)?;
     let kek;
     let proof = match &recovery {

@@ -13,6 +13,7 @@ use super::output::{Look, escape};
 use crate::config::{self, ConfigError, Defaults, Description};
 use crate::store::Kek;
 use crate::store::KeyError;
+use crate::store::rekey::{self, PUT_KEY_BACK};
 
 /// Returns where the configuration is looked for: as the daemon does, by who we are.
 pub(super) fn defaults(console: &Console<'_>) -> Defaults {
@@ -49,14 +50,23 @@ pub(super) fn say_checked(
             console.print(&format!("{}\n", text.join("\n")))?;
         }
         Err(errors) => {
-            let lines: Vec<String> = errors
-                .iter()
-                .map(|error| error.to_string().replace('\n', " "))
-                .collect();
-            return Err(Failure::new(Exit::Config, lines.join("\n")));
+            return Err(refused(&errors));
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Makes the failure of a configuration: a line for each error. One that can't be opened is no wrong one, and
+/// what it would have said may be all that the others miss.
+fn refused(errors: &[ConfigError]) -> Failure {
+    let exit = match errors.iter().any(|error| error.unopened) {
+        true => Exit::NoInput,
+        false => Exit::Config,
+    };
+    let lines = errors
+        .iter()
+        .map(|error| error.to_string().replace('\n', " "));
+    Failure::new(exit, lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// What the configuration says to a command that works on the state directory itself.
@@ -70,8 +80,7 @@ pub(super) fn place(config: Option<&Path>, console: &Console<'_>) -> Result<Plac
     let defaults = defaults(console);
     let described =
         config::check(config.unwrap_or(&defaults.file), &defaults).map_err(|errors| {
-            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            Failure::new(Exit::Config, lines.join("\n")).hint(
+            refused(&errors).hint(
                 "the configuration says where the state directory and the key are, and which providers rotate",
             )
         })?;
@@ -85,7 +94,7 @@ impl Place {
     /// Returns the key in `file`, or the one that freshd is started with.
     pub(super) fn find_key(&self, file: Option<&Path>) -> Result<Kek, Failure> {
         let found = self.read_key(file);
-        found.map_err(|error| Failure::new(Exit::Config, chain(&error)))
+        found.map_err(|error| no_key(&error, &format!("{PUT_KEY_BACK}\n{NAME_KEY}")))
     }
 
     /// The same, for who tells mistakes apart.
@@ -102,15 +111,54 @@ impl Place {
         }
     }
 
-    /// Returns the uid that freshd runs as: ours, but for root the owner of the state directory, who may be anybody.
+    /// Returns the uid that freshd runs as: ours, but for root the owner of the store, who may be anybody.
     fn owner(&self) -> u32 {
         let ours = rustix::process::geteuid();
-        match std::fs::metadata(&self.described.state_dir) {
-            Ok(about) if ours.is_root() => about.uid(),
+        match Owners::of(self.described.state_dir.as_ref()) {
+            Some(owners) if ours.is_root() => owners.agreed().unwrap_or(owners.directory),
             _ => ours.as_raw(),
         }
     }
 }
+
+/// Whose a state directory is, and the database in it: the uid that freshd runs as, unless somebody has changed one.
+#[derive(Clone, Copy)]
+pub(super) struct Owners {
+    pub(super) directory: u32,
+    pub(super) database: Option<u32>,
+}
+
+impl Owners {
+    /// Looks; `None` where there is no directory.
+    pub(super) fn of(dir: &Path) -> Option<Owners> {
+        Some(Owners {
+            directory: std::fs::metadata(dir).ok()?.uid(),
+            database: rekey::owner(dir),
+        })
+    }
+
+    /// Returns who it must be. Root's is what root made or copied in a service's place; between two others
+    /// nothing tells which one is wrong.
+    pub(super) fn agreed(self) -> Option<u32> {
+        match (self.directory, self.database) {
+            (directory, None | Some(0)) => Some(directory),
+            (0, Some(database)) => Some(database),
+            (directory, Some(database)) => (directory == database).then_some(directory),
+        }
+    }
+}
+
+/// Makes the failure of a key that can't be used; `missing` says what to do where it is not there.
+pub(super) fn no_key(error: &KeyError, missing: &str) -> Failure {
+    let failure = Failure::new(Exit::Config, chain(error));
+    match error {
+        KeyError::Missing { .. } => failure.hint(missing),
+        _ => failure,
+    }
+}
+
+/// What to do where the key lies elsewhere.
+pub(super) const NAME_KEY: &str = "a key that lies elsewhere is named with --key-file FILE";
 
 /// What to do before a store is worked on that a daemon has; an app's socket would start freshd again.
 pub(super) const STOP: &str =

@@ -6,10 +6,14 @@ use super::args::Restore as Args;
 use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::keys::read_recovery_key;
-use super::local::{STOP, chain, exit, place};
+use super::local::{NAME_KEY, STOP, chain, exit, no_key, place};
 use super::output::{Look, count, escape};
 use crate::daemon::clock::Clock;
 use crate::store::restore::{self, Restore, RestoreError, Restored};
+
+/// What to do where there is no key: a new one alone opens no copy.
+const OPENS_COPY: &str = "put back the key that freshd had when the copy was made; \
+    or, with the recovery key, a new one in its place (freshctl key generate), and --recovery-key-file";
 
 /// Restores a copy and says what is to be done next.
 pub(super) fn restore(
@@ -19,7 +23,9 @@ pub(super) fn restore(
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
     let place = place(config, console)?;
-    let kek = place.find_key(args.key_file.as_deref())?;
+    let kek = place
+        .read_key(args.key_file.as_deref())
+        .map_err(|error| no_key(&error, &format!("{OPENS_COPY}\n{NAME_KEY}")))?;
     let recovery = read_recovery_key(args.recovery_key_file.as_deref(), console)?;
     // An unknown provider counts as rotating, as an unknown class does.
     let rotates = |name: &str| {

@@ -28,6 +28,17 @@ pub fn run(socket: &Path, args: &[&str], stdin: &str) -> Ran {
 
 /// As [`run`], at the terminals given.
 pub fn run_at(terminals: Terminals, socket: &Path, args: &[&str], stdin: &str) -> Ran {
+    let socket = ["--socket".into(), socket.as_os_str().to_owned()];
+    let args = args.iter().map(OsString::from);
+    run_line(terminals, socket.into_iter().chain(args), stdin)
+}
+
+/// Runs `freshctl ARGS`: with the socket that its configuration says.
+pub fn run_bare(args: &[&str]) -> Ran {
+    run_line(Terminals::default(), args.iter().map(OsString::from), "")
+}
+
+fn run_line(terminals: Terminals, args: impl Iterator<Item = OsString>, stdin: &str) -> Ran {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut console = Console {
         stdin: Box::new(Cursor::new(stdin.as_bytes().to_vec())),
@@ -37,11 +48,7 @@ pub fn run_at(terminals: Terminals, socket: &Path, args: &[&str], stdin: &str) -
         env: &|_| None,
         root: false,
     };
-    let socket = ["--socket".into(), socket.as_os_str().to_owned()];
-    let line = [OsString::from("freshctl")]
-        .into_iter()
-        .chain(socket)
-        .chain(args.iter().map(OsString::from));
+    let line = [OsString::from("freshctl")].into_iter().chain(args);
     let code = super::run(line, &mut console);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ran {

@@ -163,7 +163,11 @@ fn disk(status: &Status) -> Vec<Finding> {
     let mut found = Vec::new();
     if status.store != "ok" {
         found.push(Finding::new(
-            format!("The store cannot be written: {}. No refresh token that rotates is spent, no import taken", status.store),
+            // An import is written before it is answered, so trying it loses nothing; a refresh token that is spent can't be had back.
+            format!(
+                "The disk is in trouble: {}. No refresh token that rotates is spent; imports and other changes are taken if they can still be written, and refused otherwise",
+                status.store
+            ),
             &["make room, or mend the disk, under daemon.state-dir; freshd goes on by itself"],
         ));
     }

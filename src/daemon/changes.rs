@@ -108,7 +108,7 @@ impl Drop for Hidden<'_> {
 }
 
 /// Deletes one grant: unreadable at once, gone when its slot is free, revoked when its provider answers.
-pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem> {
+pub(super) async fn delete(shared: &Shared, key: GrantKey, by: &str) -> Result<(), Problem> {
     let hidden = Hidden::new(shared, vec![key.clone()]);
     shared.cache.forget(&key);
     let slot = shared.slots.acquire(&key).await;
@@ -128,20 +128,22 @@ pub(super) async fn delete(shared: &Shared, key: GrantKey) -> Result<(), Problem
     if done && shared.in_full("deleted", &key.provider, "") {
         tracing::info!(
             user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
-            namespace = %key.namespace, revoke, "deleted"
+            namespace = %key.namespace, revoke, by, "deleted"
         );
     }
     shared.revocations.notify_one();
     Ok(())
 }
 
-/// Changes a grant's standing if it is one of `from`, under its slot: never across a running attempt.
+/// Changes a grant's standing if it is one of `from`, under its slot: never across a running attempt. `who` asked, where
+/// somebody did.
 pub(super) async fn restand(
     shared: &Shared,
     key: &GrantKey,
     from: fn(Standing) -> bool,
     to: Standing,
     by: By,
+    who: Option<&str>,
     told: &'static str,
 ) -> Result<bool, Problem> {
     let _slot = shared.slots.acquire(key).await;
@@ -171,7 +173,7 @@ pub(super) async fn restand(
         if shared.in_full(told, &key.provider, to.reason()) {
             tracing::info!(
                 user = %shared.names.user(key), provider = %key.provider, account = %key.account,
-                reason = to.reason(), "{told}"
+                reason = to.reason(), by = who, "{told}"
             );
         }
     }

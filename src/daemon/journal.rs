@@ -3,16 +3,17 @@
 //! Ours and not tracing-journald's, because an entry has a `MESSAGE_ID` of its event's own, and because tests speak to a
 //! socket of theirs.
 
-use std::fmt::{Debug, Write as _};
+use std::fmt::Write as _;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+
+use super::line::Line;
 
 /// Where journald listens.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
@@ -46,8 +47,7 @@ impl Journal {
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut line = Line::default();
-        event.record(&mut line);
+        let line = Line::of(event);
         let metadata = event.metadata();
         let entry = line.entry(*metadata.level(), metadata.target());
         // Not connected: a journald that was restarted is found again. One that is not there reads, later, what
@@ -68,41 +68,7 @@ pub(super) fn message_id(event: &str) -> String {
     })
 }
 
-/// An event as it was recorded.
-#[derive(Default)]
-struct Line {
-    message: String,
-    fields: Vec<(&'static str, String)>,
-}
-
-impl Visit for Line {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        match field.name() {
-            "message" => self.message = value.to_owned(),
-            name => self.fields.push((name, value.to_owned())),
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.record_str(field, &format!("{value:?}"));
-    }
-}
-
 impl Line {
-    /// What `journalctl` shows: the event's name and its fields.
-    fn text(&self) -> String {
-        let mut text = self.message.clone();
-        for (name, value) in &self.fields {
-            let plain =
-                !value.is_empty() && !value.contains(|c: char| c.is_whitespace() || c == '"');
-            let _ = match plain {
-                true => write!(text, " {name}={value}"),
-                false => write!(text, " {name}={value:?}"),
-            };
-        }
-        text
-    }
-
     fn entry(&self, level: Level, target: &str) -> Vec<u8> {
         let mut entry = Vec::with_capacity(512);
         put(&mut entry, "PRIORITY", priority(level));

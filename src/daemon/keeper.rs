@@ -103,12 +103,12 @@ impl Keeper for Daemon {
         })
     }
 
-    async fn delete(&self, key: GrantKey) -> Result<Changed, Problem> {
+    async fn delete(&self, key: GrantKey, by: String) -> Result<Changed, Problem> {
         self.find(&key).await?;
         let shared = self.0.clone();
         detached(async move {
             let _open = shared.moving.change().await?;
-            changes::delete(&shared, key).await
+            changes::delete(&shared, key, &by).await
         })
         .await?;
         Ok(Changed { changed: 1 })
@@ -119,6 +119,7 @@ impl Keeper for Daemon {
         namespace: String,
         user: String,
         providers: Option<Vec<String>>,
+        by: String,
     ) -> Result<Changed, Problem> {
         let grants: Vec<Grant> = self
             .grants_of(&namespace, &user)
@@ -141,7 +142,7 @@ impl Keeper for Daemon {
             let _hidden = changes::Hidden::new(&shared, keys.clone());
             let changed = keys.len() as u64;
             for key in keys {
-                changes::delete(&shared, key).await?;
+                changes::delete(&shared, key, &by).await?;
             }
             Ok(Changed { changed })
         })
@@ -158,9 +159,9 @@ impl Keeper for Daemon {
         self.user(namespace, user).await
     }
 
-    async fn pause(&self, target: Target) -> Result<Changed, Problem> {
+    async fn pause(&self, target: Target, by: String) -> Result<Changed, Problem> {
         if let Target::Provider(name) = &target {
-            return self.pause_provider(name).await;
+            return self.pause_provider(name, &by).await;
         }
         let pauses = |standing| {
             !matches!(
@@ -175,10 +176,10 @@ impl Keeper for Daemon {
             )
         };
         let to = Standing::Paused(PauseReason::Admin);
-        self.change_standing(target, pauses, to, "paused").await
+        self.change_standing(target, pauses, to, by, "paused").await
     }
 
-    async fn resume(&self, target: Target, release: bool) -> Result<Changed, Problem> {
+    async fn resume(&self, target: Target, release: bool, by: String) -> Result<Changed, Problem> {
         let resumes: fn(Standing) -> bool = if release {
             |standing| matches!(standing, Standing::Paused(_))
         } else {
@@ -191,10 +192,10 @@ impl Keeper for Daemon {
         let (namespace, user) = match &target {
             Target::Grant(key) => (&key.namespace, &key.user),
             Target::User { namespace, user } => (namespace, user),
-            Target::Provider(name) => return self.resume_provider(name).await,
+            Target::Provider(name) => return self.resume_provider(name, &by).await,
         };
         self.0.activity.note(namespace, user, self.0.clock.now());
-        self.change_standing(target, resumes, Standing::Active, "resumed")
+        self.change_standing(target, resumes, Standing::Active, by, "resumed")
             .await
     }
 
@@ -315,6 +316,7 @@ impl Daemon {
         target: Target,
         from: fn(Standing) -> bool,
         to: Standing,
+        by: String,
         told: &'static str,
     ) -> Result<Changed, Problem> {
         let keys: BTreeSet<GrantKey> = match target {
@@ -333,26 +335,28 @@ impl Daemon {
             let _open = shared.moving.change().await?;
             let mut changed = 0;
             for key in keys {
-                changed +=
-                    u64::from(changes::restand(&shared, &key, from, to, By::Admin, told).await?);
+                changed += u64::from(
+                    changes::restand(&shared, &key, from, to, By::Admin, Some(&by), told).await?,
+                );
             }
             Ok(Changed { changed })
         })
         .await
     }
 
-    async fn pause_provider(&self, name: &str) -> Result<Changed, Problem> {
+    async fn pause_provider(&self, name: &str, by: &str) -> Result<Changed, Problem> {
         self.configured(name)?;
         let _open = self.0.moving.change().await?;
         let paused = self.0.providers.pause(name).await;
-        self.provider_changed(name, paused, "provider-paused").await
+        self.provider_changed(name, paused, by, "provider-paused")
+            .await
     }
 
-    async fn resume_provider(&self, name: &str) -> Result<Changed, Problem> {
+    async fn resume_provider(&self, name: &str, by: &str) -> Result<Changed, Problem> {
         self.configured(name)?;
         let _open = self.0.moving.change().await?;
         let resumed = self.0.providers.resume(name).await;
-        self.provider_changed(name, resumed, "provider-resumed")
+        self.provider_changed(name, resumed, by, "provider-resumed")
             .await
     }
 
@@ -367,10 +371,11 @@ impl Daemon {
         &self,
         name: &str,
         written: Result<(), StoreError>,
+        by: &str,
         told: &'static str,
     ) -> Result<Changed, Problem> {
         written.map_err(store_problem)?;
-        tracing::info!(provider = name, "{told}");
+        tracing::info!(provider = name, by, "{told}");
         let counts = self.0.store.counts().await.map_err(store_problem)?;
         let changed = counts
             .iter()

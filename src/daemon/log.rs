@@ -12,6 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::audit;
 use super::bursts::Count;
 use super::journal::{self, Journal};
+use super::line::Text;
 use super::outages::{self, Told};
 use super::shared::{Shared, lock};
 use crate::config::{LogFormat, LogUsers};
@@ -27,8 +28,7 @@ pub fn init(level: &str, format: LogFormat) {
     let registry = tracing_subscriber::registry().with(filter(level));
     let text = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false);
+        .with_ansi(false);
     let journal = match format {
         LogFormat::Auto => journal(),
         LogFormat::Text | LogFormat::Json => None,
@@ -36,12 +36,12 @@ pub fn init(level: &str, format: LogFormat) {
     // A second call, or a program that embeds us and logs already, is no error.
     let _ = match (format, journal) {
         (LogFormat::Json, _) => {
-            let json = text.json().flatten_event(true).with_target(true);
+            let json = text.json().flatten_event(true);
             let json = json.with_current_span(false).with_span_list(false);
             registry.with(json).try_init()
         }
         (_, Some(journal)) => registry.with(journal).try_init(),
-        (_, None) => registry.with(text).try_init(),
+        (_, None) => registry.with(text.event_format(Text)).try_init(),
     };
 }
 
@@ -55,7 +55,7 @@ pub fn to_file(path: &Path, level: &str) -> std::io::Result<()> {
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(Mutex::new(file))
         .with_ansi(false)
-        .with_target(false);
+        .event_format(Text);
     let _ = tracing_subscriber::registry()
         .with(filter(level))
         .with(layer)

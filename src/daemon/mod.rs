@@ -26,6 +26,7 @@ mod journal;
 mod keeper;
 #[cfg(test)]
 mod lame_tests;
+mod line;
 pub mod log;
 mod maintenance;
 mod metrics_listener;
@@ -71,6 +72,7 @@ use crate::local_api::quotas::Quotas;
 use crate::local_api::rules::SharedRules;
 use crate::local_api::server::Access;
 use crate::metrics::Registry;
+use crate::store::rekey::{self, PUT_KEY_BACK};
 use crate::store::{Kek, KeyError, OpenError, Options, Store, StoreError};
 
 use self::activity::Activity;
@@ -96,9 +98,17 @@ const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is no key, or it can't be used.
+    /// The key can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// There is no key, and none may be made.
+    #[error("{missing}; {todo}")]
+    NoKey {
+        /// Which.
+        missing: KeyError,
+        /// What to do about it.
+        todo: String,
+    },
     /// The store could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -120,7 +130,7 @@ impl StartError {
     /// Returns the exit code (sysexits): 78 for configuration and key, 75 for what may pass, 77 for permission.
     pub fn exit_code(&self) -> u8 {
         match self {
-            StartError::Key(_) | StartError::Apply(_) => 78,
+            StartError::Key(_) | StartError::NoKey { .. } | StartError::Apply(_) => 78,
             StartError::Open(error) => error.exit_code(),
             StartError::Socket(error) => match error.source.kind() {
                 std::io::ErrorKind::PermissionDenied => 77,
@@ -265,13 +275,26 @@ fn find_key(config: &Config) -> Result<Kek, StartError> {
         return Ok(kek);
     }
     let file = &config.daemon.key_file;
-    if config.daemon.make_key && !file.exists() && !Store::exists(&config.daemon.state_dir) {
+    let store_exists = rekey::has_store(&config.daemon.state_dir);
+    if config.daemon.make_key && !file.exists() && !store_exists {
         let kek = Kek::generate();
         kek.write_new(file)?;
         tracing::info!(file = %file.display(), "key-made");
         return Ok(kek);
     }
-    Ok(Kek::read_file(file)?)
+    Kek::read_file(file).map_err(|error| match error {
+        missing @ KeyError::Missing { .. } => StartError::NoKey {
+            missing,
+            todo: match store_exists {
+                true => format!(
+                    "only it opens the store in {}: {PUT_KEY_BACK}",
+                    config.daemon.state_dir.display()
+                ),
+                false => format!("`freshctl key generate {}` makes one", file.display()),
+            },
+        },
+        error => error.into(),
+    })
 }
 
 impl Handle {

@@ -276,6 +276,7 @@ impl Daemon {
                 absent,
                 Standing::Active,
                 By::Reader,
+                None,
                 "resumed",
             )
             .await

@@ -96,6 +96,14 @@ impl Call {
         Ok(view)
     }
 
+    /// Returns who it is, for the log: `uid 1000` on the admin socket, elsewhere `app crm`.
+    pub(super) fn by(&self) -> String {
+        match self.admin {
+            Some(uid) => format!("uid {uid}"),
+            None => format!("app {}", self.rule.app),
+        }
+    }
+
     /// Returns what the audit tells of this, if an admin does it.
     pub(super) fn audited(
         &self,
@@ -103,10 +111,10 @@ impl Call {
         key: Option<&GrantKey>,
         detail: &str,
     ) -> Option<Audited> {
-        let uid = self.admin?;
+        self.admin?;
         Some(Audited {
             action,
-            by: format!("uid {uid}"),
+            by: self.by(),
             user: key.map(|key| (key.namespace.clone(), key.user.clone())),
             detail: key.map_or(detail, |key| &key.provider).to_owned(),
         })

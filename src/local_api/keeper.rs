@@ -185,14 +185,19 @@ pub trait Keeper: Send + Sync + 'static {
         namespace: String,
         user: String,
     ) -> impl Future<Output = Result<UserView, Problem>> + Send;
-    /// Deletes a grant and revokes it at its provider.
-    fn delete(&self, key: GrantKey) -> impl Future<Output = Result<Changed, Problem>> + Send;
+    /// Deletes a grant and revokes it at its provider. `by`, here and below, is who asked, for the log.
+    fn delete(
+        &self,
+        key: GrantKey,
+        by: String,
+    ) -> impl Future<Output = Result<Changed, Problem>> + Send;
     /// Deletes all grants of a user at the `providers` given (`None`: all).
     fn delete_user(
         &self,
         namespace: String,
         user: String,
         providers: Option<Vec<String>>,
+        by: String,
     ) -> impl Future<Output = Result<Changed, Problem>> + Send;
     /// The user is back: resumes, and refreshes what is stale.
     fn activity(
@@ -201,13 +206,18 @@ pub trait Keeper: Send + Sync + 'static {
         user: String,
     ) -> impl Future<Output = Result<UserView, Problem>> + Send;
     /// Pauses by an admin's will.
-    fn pause(&self, target: Target) -> impl Future<Output = Result<Changed, Problem>> + Send;
+    fn pause(
+        &self,
+        target: Target,
+        by: String,
+    ) -> impl Future<Output = Result<Changed, Problem>> + Send;
     /// Resumes what is paused, held imports and stopped providers included. With `release` also a grant that came back
     /// with a restored copy, which has to be released by name.
     fn resume(
         &self,
         target: Target,
         release: bool,
+        by: String,
     ) -> impl Future<Output = Result<Changed, Problem>> + Send;
     /// Lists grants.
     fn list(&self, request: ListRequest)

@@ -274,7 +274,7 @@ async fn delete<K: Keeper>(
 ) -> Answer<Changed> {
     let key = call.grant(Verb::Revoke)?;
     Query::none(&uri)?;
-    Ok(Json(api.keeper.delete(key).await?))
+    Ok(Json(api.keeper.delete(key, call.by()).await?))
 }
 
 async fn delete_user<K: Keeper>(
@@ -286,7 +286,7 @@ async fn delete_user<K: Keeper>(
     Query::none(&uri)?;
     Ok(Json(
         api.keeper
-            .delete_user(namespace, user, call.rule.providers.clone())
+            .delete_user(namespace, user, call.rule.providers.clone(), call.by())
             .await?,
     ))
 }
@@ -320,7 +320,7 @@ async fn pause<K: Keeper>(
 ) -> Answer<Changed> {
     Query::none(request.uri())?;
     let target = target(&api, &call, request).await?;
-    Ok(Json(api.keeper.pause(target).await?))
+    Ok(Json(api.keeper.pause(target, call.by()).await?))
 }
 
 async fn resume<K: Keeper>(
@@ -331,7 +331,7 @@ async fn resume<K: Keeper>(
     let query = Query::of(request.uri(), &["release"])?;
     let release = query.flag("release")?.unwrap_or(false);
     let target = target(&api, &call, request).await?;
-    Ok(Json(api.keeper.resume(target, release).await?))
+    Ok(Json(api.keeper.resume(target, release, call.by()).await?))
 }
 
 /// Returns what a path of the admin socket names: a grant, a user or a provider.

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::audit::AuditNote;
 use super::open::{OpenError, Options};
+use super::rekey;
 use super::rows;
 pub use super::schedule::Filter;
 use super::schedule::list;
@@ -372,7 +373,7 @@ pub async fn export_offline(
     at: UnixTime,
     out: &mut dyn Write,
 ) -> Result<Exported, ExportError> {
-    if !Store::exists(dir) {
+    if !rekey::has_store(dir) {
         return Err(ExportError::NoStore(dir.display().to_string()));
     }
     let store = Store::open(Options {

@@ -34,10 +34,7 @@ pub struct Kek(Guarded);
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// There is no such file.
-    #[error(
-        "key file {path} does not exist; `freshctl key generate {path}` makes one",
-        path = path.display()
-    )]
+    #[error("key file {path} does not exist", path = path.display())]
     Missing {
         /// The file.
         path: PathBuf,
@@ -64,7 +61,7 @@ pub enum KeyError {
     },
     /// Others may read or change it, or it is executable.
     #[error(
-        "key file {path} has mode {mode:04o} but must have 0400 or 0600; `chmod 0600` it, and make a new key if others could read this one",
+        "key file {path} has mode {mode:04o} but must have 0400 or 0600; `chmod 0600` it; if others could read it, `freshctl key change-kek` puts another one in its place",
         path = path.display()
     )]
     Mode {

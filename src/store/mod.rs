@@ -297,11 +297,6 @@ impl Drop for Inner {
 }
 
 impl Store {
-    /// Returns whether there is a store, or a part of one, in `dir`.
-    pub fn exists(dir: &std::path::Path) -> bool {
-        open::Layout::new(dir).exists()
-    }
-
     /// Returns when the writer has taken and finished a piece of work: a sign of life.
     ///
     /// # Errors

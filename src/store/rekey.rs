@@ -4,6 +4,7 @@
 //! make stolen copies worthless, a rotation of the data key follows.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::kek::Kek;
@@ -58,6 +59,10 @@ impl RekeyError {
     }
 }
 
+/// What to do about a missing key beside a store, where a new one would open nothing.
+pub const PUT_KEY_BACK: &str = "put the key back from its copy; or, with the recovery key, another one in its place: \
+    freshctl key change-kek --recovery-key-file";
+
 /// What became of a change of the key-encryption key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Changed {
@@ -80,9 +85,15 @@ pub(super) fn unlocked(path: &Path, text: &[u8], proof: Proof<'_>) -> Result<Key
     }
 }
 
-/// Returns whether there is a keyring in `dir`.
-pub fn has_keyring(dir: &Path) -> bool {
-    Layout::new(dir).keyring.exists()
+/// Returns whether there is a store, or a part of one, in `dir`.
+pub fn has_store(dir: &Path) -> bool {
+    Layout::new(dir).exists()
+}
+
+/// Returns the uid that the database in `dir` belongs to, where one is there and we may look.
+pub fn owner(dir: &Path) -> Option<u32> {
+    let about = Layout::new(dir).database.symlink_metadata();
+    about.ok().map(|about| about.uid())
 }
 
 /// Proves that `kek` opens the keyring in `dir`; `false` where there is no keyring yet. Changes nothing, and

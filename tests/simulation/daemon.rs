@@ -270,7 +270,7 @@ impl Daemon {
     }
 
     pub async fn delete(&self, key: &GrantKey) {
-        let _ = changes::delete(&self.shared, key.clone()).await;
+        let _ = changes::delete(&self.shared, key.clone(), "uid 0").await;
     }
 
     /// Tells of a write that came without a slot, as if by another process.
@@ -284,7 +284,7 @@ impl Daemon {
             standing == Standing::Active || absent.contains(&standing)
         };
         let to = Standing::Paused(PauseReason::Admin);
-        let _ = changes::restand(&self.shared, key, pauses, to, By::Admin, "paused").await;
+        let _ = changes::restand(&self.shared, key, pauses, to, By::Admin, None, "paused").await;
     }
 
     /// Resumes a grant by name; a restored one is released by that.
@@ -293,7 +293,7 @@ impl Daemon {
         self.shared.activity.note(&key.namespace, &key.user, now);
         let resumes = |standing| matches!(standing, Standing::Paused(_));
         let to = Standing::Active;
-        let _ = changes::restand(&self.shared, key, resumes, to, By::Admin, "resumed").await;
+        let _ = changes::restand(&self.shared, key, resumes, to, By::Admin, None, "resumed").await;
     }
 
     pub async fn pause_provider(&self, provider: &str) {

@@ -1,5 +1,7 @@
 //! The real binaries in a directory of their own.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -434,6 +436,9 @@ fn spawn(
     let notify = config.path().join(format!("notify-{start}"));
     let _ = std::fs::remove_file(&notify);
     let socket = UnixDatagram::bind(&notify).expect("the directory is ours");
+    // Under another command it may be another user.
+    let all = Permissions::from_mode(0o666);
+    std::fs::set_permissions(&notify, all).expect("the socket is ours");
     let freshd = env!("CARGO_BIN_EXE_freshd");
     let program = under.first().map_or(freshd, String::as_str);
     let mut command = clean_command(program);

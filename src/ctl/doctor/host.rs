@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::super::local::{Place, chain};
+use super::super::local::{Owners, Place, chain};
 use super::super::output::length;
 use super::{AS_ROOT, Findings};
 use crate::daemon::clock::Clock;
@@ -20,6 +20,9 @@ const ROOM: u64 = 64 << 20;
 const OLDEST: UnixTime = UnixTime::from_secs(1_760_000_000);
 /// Two clocks that differ by less are the same; a file's stamp may be a tick ahead.
 const AHEAD: Duration = Duration::from_secs(60);
+
+const AS_FRESHD: &str =
+    "USER is whom freshd runs as: systemctl show -P User freshd, or ps -o user= -C freshd";
 
 /// Looks at the key file's rules, and whether it opens this store's keyring.
 pub(super) fn key(findings: &mut Findings, place: &Place) {
@@ -51,16 +54,19 @@ fn mend_key(findings: &mut Findings, place: &Place, error: &KeyError) {
     let dir = Path::new(&place.described.state_dir);
     let path = &place.described.key_file;
     let todo = match error {
-        KeyError::Missing { .. } if unreadable(dir) || rekey::has_keyring(dir) => {
+        KeyError::Missing { .. } if unreadable(dir) || rekey::has_store(dir) => {
             return findings.wrong(
                 "key",
                 format!("key file {path} does not exist, and without it the store in {} can't be opened", dir.display()),
-                "put the key back from its backup; or, with the recovery key, another one in its place: freshctl key change-kek --recovery-key-file",
+                rekey::PUT_KEY_BACK,
             );
         }
         KeyError::Missing { .. } => format!("there is no store yet: freshctl key generate {path}"),
         KeyError::Mode { .. } => format!("chmod 0600 {path} (0400 or 0600); if others could read it: freshctl key change-kek"),
-        KeyError::Owner { .. } => format!("chown --reference={} {path}", dir.display()),
+        KeyError::Owner { .. } => match Owners::of(dir).and_then(Owners::agreed) {
+            Some(uid) => format!("chown {uid} {path}"),
+            None => format!("chown USER {path}; {AS_FRESHD}"),
+        },
         _ => "put the right key back, from its backup; if it is lost: freshctl key change-kek --recovery-key-file".to_owned(),
     };
     findings.wrong("key", chain(error), todo);
@@ -75,34 +81,55 @@ fn unreadable(path: &Path) -> bool {
     }
 }
 
+/// Returns what there is to know of the state directory, or tells why it can't be looked at.
+fn directory(findings: &mut Findings, dir: &Path) -> Option<Metadata> {
+    let shown = dir.display();
+    match fs::metadata(dir) {
+        Ok(about) if about.is_dir() => return Some(about),
+        Ok(_) => findings.wrong(
+            "state",
+            format!("{shown} is no directory"),
+            "name another one: daemon.state-dir",
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => findings.wrong(
+            "state",
+            format!("{shown} is not there"),
+            format!("install -d -m 0700 -o freshd -g freshd {shown}, or start the unit once: it makes the directory"),
+        ),
+        Err(error) => findings.unknown("state", format!("{shown}: {error}"), AS_ROOT),
+    }
+    None
+}
+
 /// Looks at who may read and change the state directory and what is in it.
 pub(super) fn state(findings: &mut Findings, place: &Place) {
     let dir = Path::new(&place.described.state_dir);
-    let about = match fs::metadata(dir) {
-        Ok(about) if about.is_dir() => about,
-        Ok(_) => {
-            let text = format!("{} is no directory", dir.display());
-            return findings.wrong("state", text, "name another one: daemon.state-dir");
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = format!("{} is not there", dir.display());
-            return findings.wrong(
-                "state",
-                text,
-                format!("install -d -m 0700 -o freshd -g freshd {}, or start the unit once: it makes the directory", dir.display()),
-            );
-        }
-        Err(error) => {
-            let text = format!("{}: {error}", dir.display());
-            return findings.unknown("state", text, AS_ROOT);
-        }
+    let Some(about) = directory(findings, dir) else {
+        return;
     };
-    let mut sound = true;
-    let mut look = |path: &Path, about: &Metadata, owner: u32| {
+    let owners = Owners::of(dir);
+    let agreed = owners.and_then(Owners::agreed);
+    let mut sound = agreed.is_some();
+    if let (
+        None,
+        Some(Owners {
+            directory,
+            database: Some(database),
+        }),
+    ) = (agreed, owners)
+    {
+        let text = format!(
+            "{} belongs to uid {directory} and the store in it to uid {database}",
+            dir.display()
+        );
+        let todo = format!("chown -R USER {}; {AS_FRESHD}", dir.display());
+        findings.wrong("state", text, todo);
+    }
+    let mut look = |path: &Path, about: &Metadata| {
+        let name = path.display();
         let mode = about.mode() & 0o7777;
         if mode & 0o077 != 0 {
             sound = false;
-            let name = path.display();
             let todo = match about.is_dir() {
                 true => format!("chmod 0700 {name}"),
                 false => format!(
@@ -112,25 +139,23 @@ pub(super) fn state(findings: &mut Findings, place: &Place) {
             let text = format!("{name} has mode {mode:04o}: others may read or change it");
             findings.wrong("state", text, todo);
         }
-        if about.uid() != owner {
+        if let Some(owner) = agreed
+            && about.uid() != owner
+        {
             sound = false;
-            findings.wrong(
-                "state",
-                format!(
-                    "{} belongs to uid {} and its directory to uid {owner}",
-                    path.display(),
-                    about.uid()
-                ),
-                format!("chown --reference={} {}", dir.display(), path.display()),
+            let text = format!(
+                "{name} belongs to uid {} and the store to uid {owner}",
+                about.uid()
             );
+            findings.wrong("state", text, format!("chown {owner} {name}"));
         }
     };
-    look(dir, &about, about.uid());
+    look(dir, &about);
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if let Ok(file) = entry.metadata()
             && file.is_file()
         {
-            look(&entry.path(), &file, about.uid());
+            look(&entry.path(), &file);
         }
     }
     if unreadable(dir) {

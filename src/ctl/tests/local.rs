@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use super::super::args::Cli;
 use super::super::local::say_checked;
 use super::super::output::Look;
-use super::{Console, Terminals, run};
+use super::{Console, Terminals, run, run_bare};
 use crate::config::ConfigError;
 
 const NOWHERE: &str = "/nowhere/freshd.sock";
@@ -66,6 +66,7 @@ fn every_error_of_a_configuration_is_on_a_line_of_its_own() {
         line: None,
         key: key.into(),
         message: message.into(),
+        unopened: false,
     };
     let errors = vec![
         error("refresh.margin", "is 2h\nbut"),
@@ -80,6 +81,42 @@ fn every_error_of_a_configuration_is_on_a_line_of_its_own() {
          hint: mend that and run it again; freshctl doctor looks at configuration and key\n"
     );
     assert!(out.is_empty());
+}
+
+#[test]
+fn a_configuration_that_cannot_be_opened_ends_every_command_with_66_and_a_wrong_one_with_78() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(path("directory")).unwrap();
+    std::fs::write(path("wrong"), "[daemon]\nnonsense = 1\nadmin-socket = 1\n").unwrap();
+    let key = path("key");
+    assert_eq!(run_bare(&["key", "generate", &key]).code, 0);
+    let recipient = age::x25519::Identity::generate().to_public().to_string();
+    let export = [
+        "export",
+        "--with-secrets",
+        "--offline",
+        "--recipient",
+        &recipient,
+    ];
+    let commands: [&[&str]; 6] = [
+        &["check-config"],
+        &["restore", "/nowhere/copy"],
+        &["key", "change-kek", &key],
+        &["key", "recovery"],
+        &export,
+        &["grants"],
+    ];
+    for (config, code) in [("none", 66), ("directory", 66), ("wrong", 78)] {
+        for args in commands {
+            let config = path(config);
+            let args = [&["--config", &config], args].concat();
+            let ran = run_bare(&args);
+            assert_eq!(ran.code, code, "{args:?}: {}", ran.err);
+            assert!(ran.err.contains(&config), "{args:?}: {}", ran.err);
+            assert!(ran.err.contains("hint: "), "{args:?}: {}", ran.err);
+        }
+    }
 }
 
 #[test]

@@ -196,8 +196,8 @@ impl Keeper for Recorder {
         Ok(user_view(namespace, user))
     }
 
-    async fn delete(&self, key: GrantKey) -> Result<Changed, Problem> {
-        self.note(format!("delete {}", show(&key)));
+    async fn delete(&self, key: GrantKey, by: String) -> Result<Changed, Problem> {
+        self.note(format!("delete {} by {by}", show(&key)));
         Ok(Changed { changed: 1 })
     }
 
@@ -206,8 +206,11 @@ impl Keeper for Recorder {
         namespace: String,
         user: String,
         providers: Option<Vec<String>>,
+        by: String,
     ) -> Result<Changed, Problem> {
-        self.note(format!("delete_user {namespace}/{user} {providers:?}"));
+        self.note(format!(
+            "delete_user {namespace}/{user} {providers:?} by {by}"
+        ));
         Ok(Changed { changed: 2 })
     }
 
@@ -216,13 +219,13 @@ impl Keeper for Recorder {
         Ok(user_view(namespace, user))
     }
 
-    async fn pause(&self, target: Target) -> Result<Changed, Problem> {
-        self.note(format!("pause {}", show_target(&target)));
+    async fn pause(&self, target: Target, by: String) -> Result<Changed, Problem> {
+        self.note(format!("pause {} by {by}", show_target(&target)));
         Ok(Changed { changed: 1 })
     }
 
-    async fn resume(&self, target: Target, _release: bool) -> Result<Changed, Problem> {
-        self.note(format!("resume {}", show_target(&target)));
+    async fn resume(&self, target: Target, _release: bool, by: String) -> Result<Changed, Problem> {
+        self.note(format!("resume {} by {by}", show_target(&target)));
         Ok(Changed { changed: 1 })
     }
 

@@ -176,8 +176,8 @@ async fn state_and_deletion_of_grants_and_users() {
         [
             "grant default/42/google:work",
             "user default/42",
-            "delete default/42/google",
-            "delete_user default/42 None",
+            "delete default/42/google by app crm",
+            "delete_user default/42 None by app crm",
             "activity default/42",
         ]
     );
@@ -199,7 +199,7 @@ async fn verbs_about_a_whole_user_touch_only_the_rules_providers() {
     let calls = site.keeper.calls();
     assert_eq!(
         calls.last().unwrap(),
-        "delete_user default/42 Some([\"google\"])"
+        "delete_user default/42 Some([\"google\"]) by app crm"
     );
 
     site.rules.store(Arc::new(Rules::new(vec![only(&["box"])])));
@@ -217,6 +217,7 @@ async fn verbs_about_a_whole_user_touch_only_the_rules_providers() {
 #[tokio::test]
 async fn the_admin_socket_names_any_namespace_and_keeps_nobody_awake() {
     let site = Site::admin();
+    let us = format!("uid {}", rustix::process::getuid().as_raw());
     site.ask("GET /v1/users/42/grants/google/token").await;
     site.ask("GET /v1/users/42/grants/google/token?activity=true\nFreshd-Namespace: other")
         .await;
@@ -227,7 +228,7 @@ async fn the_admin_socket_names_any_namespace_and_keeps_nobody_awake() {
         [
             "token default/42/google min_ttl=10s wait=10s counts=false",
             "token other/42/google min_ttl=10s wait=10s counts=true",
-            "delete_user other/42 None",
+            &format!("delete_user other/42 None by {us}"),
         ]
     );
 }
@@ -235,6 +236,7 @@ async fn the_admin_socket_names_any_namespace_and_keeps_nobody_awake() {
 #[tokio::test]
 async fn admins_pause_and_resume_grants_users_and_providers() {
     let site = Site::admin();
+    let us = format!("uid {}", rustix::process::getuid().as_raw());
     for verb in ["pause", "resume"] {
         for (path, noted) in [
             ("users/42", "user default/42"),
@@ -247,7 +249,7 @@ async fn admins_pause_and_resume_grants_users_and_providers() {
         ] {
             let reply = site.ask(&format!("POST /v1/{path}/{verb}")).await;
             assert_eq!(reply.json()["changed"], 1);
-            assert_eq!(site.keeper.calls(), [format!("{verb} {noted}")]);
+            assert_eq!(site.keeper.calls(), [format!("{verb} {noted} by {us}")]);
         }
     }
     let (status, kind, _) = site.refused("POST /v1/providers/google:work/pause").await;

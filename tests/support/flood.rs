@@ -280,18 +280,6 @@ fn flood(socket: &Path, users: usize) -> Answers {
             threads.push(std::thread::spawn(move || work(&flood, nth)));
         }
     };
-    spawn(1, |flood, _| {
-        let mut half_open = Vec::new();
-        while flood.goes_on() && half_open.len() < 400 {
-            if let Ok(mut stream) = connect(&flood.socket) {
-                let _ = stream.write_all(b"GET /v1/users/user-0/gra");
-                half_open.push(stream);
-            }
-        }
-        while flood.goes_on() {
-            rest_for(Duration::from_millis(10));
-        }
-    });
     spawn(48, |flood, _| flood.ask(1, &|_| token(0)));
     spawn(48, |flood, nth| {
         let users = flood.users.max(1);
@@ -312,6 +300,19 @@ fn flood(socket: &Path, users: usize) -> Answers {
         flood.storm(head.as_bytes());
     });
     spawn(2, |flood, _| flood.storm(b""));
+    // Last, or the app's places would be full of these before anything was asked.
+    spawn(1, |flood, _| {
+        let mut half_open = Vec::new();
+        while flood.goes_on() && half_open.len() < 400 {
+            if let Ok(mut stream) = connect(&flood.socket) {
+                let _ = stream.write_all(b"GET /v1/users/user-0/gra");
+                half_open.push(stream);
+            }
+        }
+        while flood.goes_on() {
+            rest_for(Duration::from_millis(10));
+        }
+    });
     // Until who started us closes it.
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     flood.over.store(true, Ordering::Relaxed);

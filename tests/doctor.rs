@@ -88,11 +88,16 @@ async fn the_key_is_proved_against_the_keyring() {
     std::fs::rename(&keyring, &aside).unwrap();
     let said = doctor(&freshd).await;
     assert!(!said.stdout.contains("key generate"), "{}", said.stdout);
-    std::fs::rename(&aside, &keyring).unwrap();
     let made = freshd
         .freshctl(&["key", "generate", key.to_str().unwrap()], "")
         .await;
     assert_eq!(made.code, Some(0));
+    finds(
+        &doctor(&freshd).await,
+        "has lost its keyring",
+        "put the keyring back",
+    );
+    std::fs::rename(&aside, &keyring).unwrap();
     finds(
         &doctor(&freshd).await,
         "wrong  key:",

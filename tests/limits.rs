@@ -218,6 +218,31 @@ async fn connections_beyond_an_apps_own_are_refused_with_the_key_that_raises_it_
 }
 
 #[tokio::test]
+async fn one_app_cannot_take_the_last_open_file_from_those_with_few_connections() {
+    let mut host = Host::start(|config| config.app_with_socket("own", READ)).await;
+    host.freshd.stop().await;
+    let limited = ["prlimit", "--nofile=256"].map(str::to_owned);
+    assert!(host.freshd.start_again_under(&limited).await);
+    let socket = host.freshd.config.socket();
+    let mut open = Vec::new();
+    let refused = loop {
+        let mut connection = Connection::open(&socket).await;
+        match connection.try_send(Method::GET, "/healthz", None).await {
+            Ok(reply) if reply.status == 200 => open.push(connection),
+            Ok(reply) => break reply,
+            // Who is turned away may not get to ask.
+            Err(_) => {}
+        }
+        assert!(open.len() < 256, "so many it can't have");
+    };
+    refused.is_problem(503, "too-many-connections");
+    assert!(refused.text.contains("LimitNOFILE="), "{}", refused.text);
+    host.freshd.wait_for_log("connections-full").await;
+    let mut few = Connection::open(&host.freshd.app_socket("own")).await;
+    assert_eq!(few.send(Method::GET, "/healthz", None).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_cap_on_users_is_an_hours_and_a_reload_raises_it_without_forgetting_anybody() {
     let mut host = Host::start(|config| config).await;
     let rule = host.freshd.config.apps["test"].clone();

@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"syscall"
 	"time"
 )
 
@@ -35,7 +37,18 @@ type Client struct{ http http.Client }
 func New(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
+		for {
+			conn, err := d.DialContext(ctx, "unix", socket)
+			// The socket's queue is full, as in a storm of others' connections.
+			if !errors.Is(err, syscall.EAGAIN) {
+				return conn, err
+			}
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
 	}
 	return &Client{http.Client{
 		Transport: &http.Transport{DialContext: dial, IdleConnTimeout: 90 * time.Second},

@@ -12,7 +12,19 @@ export class NoToken extends Error {
   }
 }
 
-function ask(method, user, provider, verb, body) {
+async function ask(...what) {
+  for (let tries = 500; ; tries--) {
+    try {
+      return await askOnce(...what);
+    } catch (error) {
+      // The socket's queue is full, as in a storm of others' connections: nothing was asked yet.
+      if (error.code !== "EAGAIN" || tries === 0) throw error;
+      await new Promise((resume) => setTimeout(resume, 10));
+    }
+  }
+}
+
+function askOnce(method, user, provider, verb, body) {
   const path = `/v1/users/${encodeURIComponent(user)}/grants/${encodeURIComponent(provider)}/${verb}`;
   return new Promise((resolve, reject) => {
     const request = http.request({ socketPath, path, method, timeout: 30_000 }, (answer) => {

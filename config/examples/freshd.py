@@ -26,9 +26,17 @@ class Later(Exception):
 
 class Connection(http.client.HTTPConnection):
     def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(30)
-        self.sock.connect(SOCKET)
+        end = time.monotonic() + 5
+        while True:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(30)
+            try:
+                return self.sock.connect(SOCKET)
+            except BlockingIOError:    # the socket's queue is full, as in a storm of others' connections
+                self.sock.close()
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
 
 def ask(method, user, provider, verb, body=None):

@@ -421,7 +421,7 @@ impl Teller<'_> {
             "ok" if held.is_empty() => None,
             "ok" => Some(held.trim_start().to_owned()),
             trouble => Some(format!(
-                "The store cannot be written ({trouble}), so nothing is refreshed.{held}"
+                "The store cannot be written ({trouble}), so no refresh token that rotates is used.{held}"
             )),
         }
     }

@@ -1,5 +1,6 @@
 //! HTTP/1.1 to the daemon over a Unix socket.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +25,9 @@ use crate::refresh::time::UnixTime;
 
 /// A page of 1,000 grants is half a megabyte; nothing the daemon answers comes near this.
 pub(super) const BODY_LIMIT: usize = 16 << 20;
+/// While the socket's queue is full, as in a storm of others' connections, it is tried so often, every so often.
+const QUEUE_TRIES: u32 = 500;
+const QUEUE_PAUSE: Duration = Duration::from_millis(10);
 /// How long an answer may take, where the request itself doesn't ask the daemon to wait.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -256,13 +260,22 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CallError> {
-        let stream =
-            UnixStream::connect(&self.socket)
-                .await
-                .map_err(|source| CallError::Connect {
-                    socket: self.socket.clone(),
-                    source,
-                })?;
+        let mut tries = QUEUE_TRIES;
+        let stream = loop {
+            match UnixStream::connect(&self.socket).await {
+                Ok(stream) => break stream,
+                Err(error) if error.kind() == ErrorKind::WouldBlock && tries > 0 => {
+                    tries -= 1;
+                    tokio::time::sleep(QUEUE_PAUSE).await;
+                }
+                Err(source) => {
+                    return Err(CallError::Connect {
+                        socket: self.socket.clone(),
+                        source,
+                    });
+                }
+            }
+        };
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|_| self.lost())?;
@@ -350,4 +363,49 @@ fn problem(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Problem {
     let header = text(headers, RETRY_AFTER).and_then(|value| value.trim().parse().ok());
     problem.retry_after = problem.retry_after.or(header);
     problem
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_queue_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let mut others = Vec::new();
+        loop {
+            let other = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+            match connect(&other, &address) {
+                Ok(()) => others.push(other),
+                Err(error) => break assert_eq!(error, rustix::io::Errno::AGAIN),
+            }
+        }
+        let client = Client::new(&path, None);
+        let call = Call::new(Method::GET, "/healthz");
+        // The first of the two meets the full queue before the second empties it.
+        let (answer, ()) = tokio::join!(client.send(&call), async {
+            listener.set_nonblocking(true).unwrap();
+            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+            for _ in &others {
+                listener.accept().await.unwrap();
+            }
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await.unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+            stream.write_all(answer).await.unwrap();
+        });
+        assert_eq!(&answer.unwrap().body[..], b"{}");
+    }
 }

@@ -101,6 +101,19 @@ impl Bursts {
         });
         counts
     }
+
+    /// Returns all counts that were not told yet, at the end.
+    pub(super) fn rest(&mut self, now: Duration) -> Vec<Count> {
+        let bursts = std::mem::take(&mut self.0).into_iter();
+        let untold = bursts.filter(|(_, burst)| burst.counted > 0);
+        untold
+            .map(|(kind, burst)| Count {
+                kind,
+                grants: burst.counted,
+                after: now.saturating_sub(burst.began),
+            })
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -132,6 +145,19 @@ mod tests {
         }
         assert_eq!((in_full, in_full + counted), (20, 100_000));
         assert!((3..10).contains(&lines), "{lines}");
+    }
+
+    #[test]
+    fn what_is_not_told_yet_is_told_at_the_end() {
+        let mut bursts = Bursts::default();
+        for _ in 0..IN_FULL + 40 {
+            bursts.in_full(dead("box"), SECOND);
+        }
+        bursts.in_full(dead("drive"), SECOND);
+        let told = bursts.rest(SECOND * 3);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!((told[0].grants, told[0].after), (40, SECOND * 2));
+        assert_eq!(bursts.rest(SECOND * 3), []);
     }
 
     #[test]

@@ -120,6 +120,12 @@ pub(super) async fn tell_counts(shared: Arc<Shared>) {
     }
 }
 
+/// Tells the counts that wait for their time, at the end.
+pub(super) fn tell_the_rest(shared: &Shared) {
+    let counts = lock(&shared.bursts).rest(shared.clock.running());
+    counts.into_iter().for_each(tell_count);
+}
+
 fn tell_count(count: Count) {
     let (event, provider, reason) = count.kind;
     let (grants, after) = (count.grants, Duration::from_secs(count.after.as_secs()));

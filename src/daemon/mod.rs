@@ -392,6 +392,7 @@ impl Handle {
             tracing::warn!(%error, "activity-not-written");
         }
         audit::tell_repeats(shared, true).await;
+        log::tell_the_rest(shared);
         shared.store.close().await;
         tracing::info!("stopped");
     }

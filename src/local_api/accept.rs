@@ -1,8 +1,8 @@
 //! Taking connections from a socket's queue, on a thread of its own.
 //!
 //! A storm of connections keeps the kernel's queue of the socket full, and whoever else connects waits behind it: for the
-//! queue's length over the speed at which it is emptied. So while there is one the queue is short, and what belongs to it
-//! is hung up on before anything is made for it. The runtime's threads, which have answers to give, feel none of it.
+//! queue's length over the speed at which it is emptied. So while one is too fast for that, the queue is short, and what
+//! belongs to a storm is hung up on before anything is made for it. The runtime's threads, which have answers to give, feel none of it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -25,6 +25,9 @@ use super::rules::SocketKind;
 
 /// After a failed accept (mostly: no file descriptor left) the next is tried so much later.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// And that it failed is told once in so long.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// Who opens connections too fast is hung up on for so long.
 const STORM: Duration = Duration::from_millis(100);
@@ -80,6 +83,7 @@ impl Acceptor {
             running,
             storm: Storm::default(),
             short: false,
+            told_at: None,
         };
         let thread = std::thread::Builder::new()
             .name("accept".into())
@@ -119,17 +123,21 @@ struct Queue {
     storm: Storm,
     /// Whether it was made short.
     short: bool,
+    /// When a failure was told.
+    told_at: Option<Duration>,
 }
 
 impl Queue {
     fn serve(mut self, mut welcome: impl FnMut(UnixStream) -> Option<Party>) {
         self.set_length(LONG);
         while self.wait() {
-            if let Err(error) = self.take(&mut welcome) {
-                tracing::warn!(socket = %self.kind, %error, "accept-failed");
-                self.pause(ERROR_PAUSE);
+            match self.take(&mut welcome) {
+                Ok(more) => self.suit_length(more),
+                Err(error) => {
+                    self.tell(&error);
+                    self.pause(ERROR_PAUSE);
+                }
             }
-            self.suit_length();
             if self.short {
                 self.pause(STORM_PAUSE);
             }
@@ -154,19 +162,28 @@ impl Queue {
         let _ = poll(&mut stopped, Some(&timespec(length)));
     }
 
-    /// Takes what there is, up to a batch.
-    fn take(&mut self, welcome: &mut impl FnMut(UnixStream) -> Option<Party>) -> io::Result<()> {
+    /// Takes what there is, up to a batch. Returns whether there may be more.
+    fn take(&mut self, welcome: &mut impl FnMut(UnixStream) -> Option<Party>) -> io::Result<bool> {
         let batch = if self.short { STORM_BATCH } else { BATCH };
         for _ in 0..batch {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match rustix::net::accept_with(&self.listener, flags) {
                 Ok(stream) => self.meet(stream, welcome),
-                Err(Errno::WOULDBLOCK) => return Ok(()),
+                Err(Errno::WOULDBLOCK) => return Ok(false),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Tells of a failure, once in a while.
+    fn tell(&mut self, error: &io::Error) {
+        let now = (self.running)();
+        if self.told_at.is_none_or(|at| now >= at + TOLD_EVERY) {
+            self.told_at = Some(now);
+            tracing::warn!(socket = %self.kind, %error, "accept-failed");
+        }
     }
 
     fn meet(&mut self, stream: OwnedFd, welcome: &mut impl FnMut(UnixStream) -> Option<Party>) {
@@ -178,8 +195,9 @@ impl Queue {
         }
     }
 
-    fn suit_length(&mut self) {
-        let stormy = self.storm.is_on((self.running)());
+    /// Makes the queue short if a storm fills it faster than it is emptied, and long when that is over.
+    fn suit_length(&mut self, more: bool) {
+        let stormy = self.storm.is_on((self.running)()) && (more || self.short);
         if stormy != self.short {
             self.short = stormy;
             self.set_length(if stormy { SHORT } else { LONG });
@@ -261,6 +279,9 @@ mod tests {
         (directory, path, listener)
     }
 
+    /// More than a batch.
+    const MANY: usize = BATCH + 50;
+
     fn still() -> Running {
         Arc::new(|| Duration::ZERO)
     }
@@ -335,11 +356,11 @@ mod tests {
         };
         let acceptor = Acceptor::start(listener, SocketKind::Shared, running, welcome).unwrap();
         let mut becomes = async |length: usize, stormy: bool| {
-            // The queue is looked at when it is empty, or a batch was taken.
+            // Its length is suited when it is empty, or a batch was taken.
             for _ in 0..=BATCH {
                 let _client = UnixStream::connect(&path).unwrap();
                 meets.recv().await.unwrap();
-                let room = fill(&path, 100);
+                let room = fill(&path, MANY);
                 if !stormy {
                     seconds.fetch_add(2, Ordering::Relaxed);
                 }
@@ -354,10 +375,10 @@ mod tests {
             }
             panic!("the queue does not become {length} long");
         };
-        becomes(100, false).await;
+        becomes(MANY, false).await;
         // The kernel takes one more than it is told.
         becomes(3, true).await;
-        becomes(100, false).await;
+        becomes(MANY, false).await;
         drop(go_on);
         acceptor.until(async {}).await;
     }

@@ -281,7 +281,20 @@ pub fn over_quota(detail: impl Into<String>) -> Problem {
 
 /// 503: `who` has all the connections that it gets; `key` would raise that.
 pub fn too_many_connections(who: &str, limit: usize, key: &str) -> Problem {
-    let detail = format!("{who} has {limit} connections, its limit ({key}); close idle ones");
+    no_connection(format!(
+        "{who} has {limit} connections, its limit ({key}); close idle ones"
+    ))
+}
+
+/// 503: this and further file descriptors are not for connections of apps.
+pub fn too_many_files(limit: u64) -> Problem {
+    no_connection(format!(
+        "freshd has {limit} files and connections open, and keeps the rest of its limit for itself; close idle ones, or \
+         have an admin raise LimitNOFILE="
+    ))
+}
+
+fn no_connection(detail: String) -> Problem {
     let title = "Too many connections";
     problem(
         "too-many-connections",
@@ -411,6 +424,7 @@ mod tests {
                 "too-many-connections",
                 503,
             ),
+            (too_many_files(1), "too-many-connections", 503),
             (store_unavailable("disk full"), "store-unavailable", 507),
         ];
         for (problem, kind, status) in all {

@@ -34,8 +34,8 @@ const FIRST_REQUEST: Duration = Duration::from_millis(500);
 const NAMED: usize = 64;
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
-/// So many file descriptors, or a quarter of all if that is less, are not for apps: the admin socket, the store and
-/// requests to providers have them.
+/// So many file descriptors, or a quarter of all if that is less, are not for apps, but for half of them if the app has
+/// few: the admin socket, the store and requests to providers have them.
 const RESERVED_FILES: u64 = 512;
 
 /// Serves a socket until `shutdown` completes, with the usual [`Limits`]. See [`serve_with`].
@@ -132,8 +132,8 @@ pub(super) struct Server<K> {
     places: Arc<Semaphore>,
     /// Whether the last connection found none.
     full: AtomicBool,
-    /// The first file descriptor that is not for a connection here.
-    files: u64,
+    /// The first file descriptor that is not for a connection here; the first that is not even for an app with few.
+    files: [u64; 2],
     pub(super) router: Router,
     pub(super) limits: Arc<Limits>,
     pub(super) streams: Arc<Streams>,
@@ -163,7 +163,7 @@ impl<K: Keeper> Server<K> {
         });
         Server {
             files: match kind {
-                SocketKind::Admin => u64::MAX,
+                SocketKind::Admin => [u64::MAX; 2],
                 SocketKind::Shared | SocketKind::App(_) => files_for_apps(),
             },
             kind,
@@ -226,16 +226,20 @@ impl<K: Keeper> Server<K> {
             (admission._place, admission.turn) = (Some(place), turn);
         }
         let limit = self.limits.connections;
-        let taken = admission._of_all.is_none() && !has_few;
-        if taken && !self.full.swap(true, Ordering::Relaxed) {
-            tracing::warn!(socket = %self.kind, limit, "connections-full");
-        }
+        let files = self.files[usize::from(has_few)];
         let descriptor = u64::try_from(stream.as_raw_fd()).unwrap_or(u64::MAX);
-        if taken || descriptor >= self.files {
-            let problem = problem::too_many_connections("this socket", limit, "fixed");
-            return Err(problem);
+        let taken = admission._of_all.is_none() && !has_few;
+        if taken || descriptor >= files {
+            if !self.full.swap(true, Ordering::Relaxed) {
+                let files = (!taken).then_some(files);
+                tracing::warn!(socket = %self.kind, limit, files, "connections-full");
+            }
+            return Err(match taken {
+                true => problem::too_many_connections("this socket", limit, "fixed"),
+                false => problem::too_many_files(files),
+            });
         }
-        if self.places.available_permits() > limit / 10 {
+        if self.places.available_permits() > limit / 10 && descriptor < self.files[0] {
             self.full.store(false, Ordering::Relaxed);
         }
         Ok(admission)
@@ -339,9 +343,10 @@ impl<K: Keeper> Server<K> {
     }
 }
 
-/// Returns the first file descriptor that is not for apps.
-fn files_for_apps() -> u64 {
+/// Returns the first file descriptor that is not for apps, and the first that is not even for one with few connections.
+fn files_for_apps() -> [u64; 2] {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let limit = limit.current.unwrap_or(u64::MAX);
-    limit - RESERVED_FILES.min(limit / 4)
+    let reserved = RESERVED_FILES.min(limit / 4);
+    [limit - reserved, limit - reserved / 2]
 }

@@ -35,10 +35,16 @@ pub(super) fn key(findings: &mut Findings, place: &Place) {
         }
         Err(error) => return mend_key(findings, place, &error),
     };
-    match rekey::proves(Path::new(&place.described.state_dir), &kek) {
+    let dir = Path::new(&place.described.state_dir);
+    match rekey::proves(dir, &kek) {
         Ok(true) => findings.ok("key", format!("{file} opens the keyring")),
+        Ok(false) if rekey::has_store(dir) => findings.wrong(
+            "key",
+            format!("the store in {} has lost its keyring, without which no key opens it", dir.display()),
+            "put the keyring back from a copy of the directory, or restore a backup: freshctl restore",
+        ),
         Ok(false) => findings.ok("key", format!("{file} is sound; there is no store yet")),
-        Err(_) if unreadable(Path::new(&place.described.state_dir)) => {
+        Err(_) if unreadable(dir) => {
             findings.unknown("key", "the keyring cannot be read by us", AS_ROOT);
         }
         Err(error) => findings.wrong(

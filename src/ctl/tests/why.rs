@@ -301,7 +301,7 @@ fn each_state_has_its_cause_and_a_way_on() {
                 .with("/store", json!("disk full")),
             format!(
                 "Why: An admin paused it {at_eleven}.\n     An admin paused provider hubspot.\n     \
-                 The store cannot be written (disk full), so nothing is refreshed.\n{served}  hint: freshctl resume alice hubspot\n"
+                 The store cannot be written (disk full), so no refresh token that rotates is used.\n{served}  hint: freshctl resume alice hubspot\n"
             ),
         ),
         (
@@ -309,7 +309,7 @@ fn each_state_has_its_cause_and_a_way_on() {
                 .with("/store", json!("disk full"))
                 .with("/held", json!(true)),
             format!(
-                "Why: The store cannot be written (disk full), so nothing is refreshed. A newer token set is held in memory and served.\n\
+                "Why: The store cannot be written (disk full), so no refresh token that rotates is used. A newer token set is held in memory and served.\n\
                  {served}  hint: make room, or mend the disk, under daemon.state-dir; do not kill freshd: a stop spills what it holds\n"
             ),
         ),

@@ -315,7 +315,7 @@ impl Party {
 
     /// Counts a connection that was closed without a word.
     pub(super) fn hung_up(&self) {
-        self.tell(Kind::Connection, self.connections());
+        self.tell(Kind::Request, self.per_second());
     }
 
     /// Returns how many connections the app has.

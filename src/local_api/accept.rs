@@ -1,8 +1,8 @@
 //! Taking connections from a socket's queue, on a thread of its own.
 //!
 //! A storm of connections keeps the kernel's queue of the socket full, and whoever else connects waits behind it: for the
-//! queue's length over the speed at which it is emptied. So while one is too fast for that, the queue is short, and what
-//! belongs to a storm is hung up on before anything is made for it. The runtime's threads, which have answers to give, feel none of it.
+//! queue's length over the speed at which it is emptied. So while there is a heavy one the queue is short, and what belongs
+//! to any is hung up on before anything is made for it. The runtime's threads, which have answers to give, feel none of it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -43,6 +43,10 @@ const BATCH: usize = 256;
 
 /// As many as the kernel allows may wait (`net.core.somaxconn`): while freshd is restarted, all do.
 const LONG: i32 = i32::MAX;
+
+/// A storm is heavy that has so many connections hung up on in so long. Lighter ones don't fill the queue.
+const HEAVY: u32 = 50;
+const HEAVY_WITHIN: Duration = Duration::from_millis(5);
 
 /// In a storm every place is taken anyway, and who waits for one waits for all that have one.
 const SHORT: i32 = 2;
@@ -132,7 +136,7 @@ impl Queue {
         self.set_length(LONG);
         while self.wait() {
             match self.take(&mut welcome) {
-                Ok(more) => self.suit_length(more),
+                Ok(()) => self.suit_length(),
                 Err(error) => {
                     self.tell(&error);
                     self.pause(ERROR_PAUSE);
@@ -162,19 +166,19 @@ impl Queue {
         let _ = poll(&mut stopped, Some(&timespec(length)));
     }
 
-    /// Takes what there is, up to a batch. Returns whether there may be more.
-    fn take(&mut self, welcome: &mut impl FnMut(UnixStream) -> Option<Party>) -> io::Result<bool> {
+    /// Takes what there is, up to a batch.
+    fn take(&mut self, welcome: &mut impl FnMut(UnixStream) -> Option<Party>) -> io::Result<()> {
         let batch = if self.short { STORM_BATCH } else { BATCH };
         for _ in 0..batch {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match rustix::net::accept_with(&self.listener, flags) {
                 Ok(stream) => self.meet(stream, welcome),
-                Err(Errno::WOULDBLOCK) => return Ok(false),
+                Err(Errno::WOULDBLOCK) => return Ok(()),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Tells of a failure, once in a while.
@@ -195,9 +199,9 @@ impl Queue {
         }
     }
 
-    /// Makes the queue short if a storm fills it faster than it is emptied, and long when that is over.
-    fn suit_length(&mut self, more: bool) {
-        let stormy = self.storm.is_on((self.running)()) && (more || self.short);
+    /// Makes the queue short in a heavy storm, and long when that is over.
+    fn suit_length(&mut self) {
+        let stormy = self.storm.is_heavy((self.running)());
         if stormy != self.short {
             self.short = stormy;
             self.set_length(if stormy { SHORT } else { LONG });
@@ -219,6 +223,9 @@ struct Storm {
     senders: HashMap<u32, (Duration, Party)>,
     /// When the last one will have been over for long enough.
     calm_at: Duration,
+    /// When counting began, and how many were hung up on since.
+    counted: (Duration, u32),
+    heavy: bool,
 }
 
 impl Storm {
@@ -232,8 +239,18 @@ impl Storm {
         }
     }
 
-    fn is_on(&self, now: Duration) -> bool {
-        now < self.calm_at
+    /// Whether one is heavy, or was a moment ago.
+    fn is_heavy(&mut self, now: Duration) -> bool {
+        self.heavy &= now < self.calm_at;
+        self.heavy
+    }
+
+    fn count(&mut self, now: Duration) {
+        if now >= self.counted.0 + HEAVY_WITHIN {
+            self.counted = (now, 0);
+        }
+        self.counted.1 += 1;
+        self.heavy |= self.counted.1 >= HEAVY;
     }
 
     /// Whether to hang up on this connection.
@@ -247,8 +264,10 @@ impl Storm {
         let Some((until, party)) = self.senders.get(&uid) else {
             return false;
         };
-        if running() < *until {
+        let now = running();
+        if now < *until {
             party.hung_up();
+            self.count(now);
             return true;
         }
         self.senders.remove(&uid);
@@ -262,6 +281,7 @@ fn timespec(length: Duration) -> Timespec {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -269,6 +289,7 @@ mod tests {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket_with};
     use tokio::sync::mpsc;
 
+    use super::super::peer::Peer;
     use super::super::quotas::Quotas;
     use super::*;
 
@@ -279,8 +300,8 @@ mod tests {
         (directory, path, listener)
     }
 
-    /// More than a batch.
-    const MANY: usize = BATCH + 50;
+    /// More than a short queue has room for.
+    const MANY: usize = 50;
 
     fn still() -> Running {
         Arc::new(|| Duration::ZERO)
@@ -338,48 +359,67 @@ mod tests {
         assert!(until.await.unwrap_err().is_panic());
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_queue_is_short_in_a_storm_and_long_again_after_it() {
-        let (_directory, path, listener) = listener();
-        let seconds = Arc::new(AtomicU64::new(0));
-        let running: Running = {
-            let seconds = Arc::clone(&seconds);
-            Arc::new(move || Duration::from_secs(seconds.load(Ordering::Relaxed)))
-        };
-        let party = Quotas::new(still()).party(None, None, 1);
-        // Each connection is held on the thread until the test has looked at the queue behind it.
-        let (met, mut meets) = mpsc::unbounded_channel();
-        let (go_on, goes_on) = std::sync::mpsc::channel::<bool>();
-        let welcome = move |_| {
-            met.send(()).unwrap();
-            goes_on.recv().unwrap_or(false).then(|| party.clone())
-        };
-        let acceptor = Acceptor::start(listener, SocketKind::Shared, running, welcome).unwrap();
-        let mut becomes = async |length: usize, stormy: bool| {
+    /// An acceptor whose thread waits in each welcome until it may go on.
+    struct Held {
+        path: PathBuf,
+        meets: mpsc::UnboundedReceiver<()>,
+        go_on: std::sync::mpsc::Sender<bool>,
+    }
+
+    impl Held {
+        /// Connects until the queue behind a connection that is held has room for so many.
+        async fn until_the_queue_is(&mut self, length: usize) {
             // Its length is suited when it is empty, or a batch was taken.
             for _ in 0..=BATCH {
-                let _client = UnixStream::connect(&path).unwrap();
-                meets.recv().await.unwrap();
-                let room = fill(&path, MANY);
-                if !stormy {
-                    seconds.fetch_add(2, Ordering::Relaxed);
-                }
-                go_on.send(stormy).unwrap();
+                let _client = UnixStream::connect(&self.path).unwrap();
+                self.meets.recv().await.unwrap();
+                let room = fill(&self.path, MANY);
+                self.go_on.send(false).unwrap();
                 for _ in &room {
-                    meets.recv().await.unwrap();
-                    go_on.send(stormy).unwrap();
+                    self.meets.recv().await.unwrap();
+                    self.go_on.send(false).unwrap();
                 }
                 if room.len() == length {
                     return;
                 }
             }
             panic!("the queue does not become {length} long");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_queue_is_short_in_a_heavy_storm_and_long_again_after_it() {
+        let (_directory, path, listener) = listener();
+        let millis = Arc::new(AtomicU64::new(0));
+        let running: Running = {
+            let millis = Arc::clone(&millis);
+            Arc::new(move || Duration::from_millis(millis.load(Ordering::Relaxed)))
         };
-        becomes(MANY, false).await;
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let us = Peer::of(&ours).unwrap();
+        let party = Quotas::new(still()).party(Some(&us), None, 1);
+        // Each connection is held on the thread until the test has looked at the queue behind it.
+        let (met, meets) = mpsc::unbounded_channel();
+        let (go_on, goes_on) = std::sync::mpsc::channel::<bool>();
+        let welcome = move |_| {
+            met.send(()).unwrap();
+            goes_on.recv().unwrap_or(false).then(|| party.clone())
+        };
+        let acceptor = Acceptor::start(listener, SocketKind::Shared, running, welcome).unwrap();
+        let mut held = Held { path, meets, go_on };
+        held.until_the_queue_is(MANY).await;
+        held.go_on.send(true).unwrap();
+        for _ in 0..=HEAVY {
+            let mut sent = UnixStream::connect(&held.path).unwrap();
+            assert_eq!(sent.read(&mut [0]).unwrap(), 0, "it was hung up on");
+        }
+        held.meets.recv().await.unwrap();
+        millis.fetch_add(200, Ordering::Relaxed);
         // The kernel takes one more than it is told.
-        becomes(3, true).await;
-        becomes(MANY, false).await;
-        drop(go_on);
+        held.until_the_queue_is(3).await;
+        millis.fetch_add(2000, Ordering::Relaxed);
+        held.until_the_queue_is(MANY).await;
+        drop(held);
         acceptor.until(async {}).await;
     }
 }

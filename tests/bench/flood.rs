@@ -23,7 +23,7 @@ use support::{Config, Connection, Freshd, Rotating, ScriptedServer};
 
 const USERS: usize = 5000;
 const ROUNDS: usize = 5;
-const READS: usize = 1000;
+const READS: usize = 2000;
 const EVERY: Duration = Duration::from_millis(2);
 /// The promise: of the quiet figure where the connection is kept, else of the one beside.
 const AT_MOST: f64 = 2.0;

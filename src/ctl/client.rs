@@ -1,6 +1,6 @@
 //! HTTP/1.1 to the daemon over a Unix socket.
 
-use std::io::ErrorKind;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -260,22 +260,12 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CallError> {
-        let mut tries = QUEUE_TRIES;
-        let stream = loop {
-            match UnixStream::connect(&self.socket).await {
-                Ok(stream) => break stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock && tries > 0 => {
-                    tries -= 1;
-                    tokio::time::sleep(QUEUE_PAUSE).await;
-                }
-                Err(source) => {
-                    return Err(CallError::Connect {
-                        socket: self.socket.clone(),
-                        source,
-                    });
-                }
-            }
-        };
+        let stream = queue_up(&self.socket)
+            .await
+            .map_err(|source| CallError::Connect {
+                socket: self.socket.clone(),
+                source,
+            })?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|_| self.lost())?;
@@ -337,6 +327,19 @@ impl Client {
             now: date(&parts.headers),
         })
     }
+}
+
+/// Connects as soon as the socket's queue has room.
+async fn queue_up(socket: &Path) -> io::Result<UnixStream> {
+    for _ in 0..QUEUE_TRIES {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(QUEUE_PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
+    UnixStream::connect(socket).await
 }
 
 fn text(headers: &HeaderMap, name: hyper::header::HeaderName) -> Option<&str> {

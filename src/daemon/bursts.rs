@@ -62,6 +62,17 @@ struct Burst {
     intervals: Intervals,
 }
 
+impl Burst {
+    /// Takes what was counted and is told now.
+    fn take_count(&mut self, kind: &Kind, now: Duration) -> Count {
+        Count {
+            kind: kind.clone(),
+            grants: std::mem::take(&mut self.counted),
+            after: now.saturating_sub(self.began),
+        }
+    }
+}
+
 /// The bursts that are under way. Times are of a clock that nobody sets.
 #[derive(Default)]
 pub(super) struct Bursts(BTreeMap<Kind, Burst>);
@@ -91,11 +102,7 @@ impl Bursts {
         self.0.retain(|kind, burst| {
             if burst.counted > 0 && burst.intervals.are_due(now) {
                 burst.intervals.go_on(now);
-                counts.push(Count {
-                    kind: kind.clone(),
-                    grants: std::mem::take(&mut burst.counted),
-                    after: now.saturating_sub(burst.began),
-                });
+                counts.push(burst.take_count(kind, now));
             }
             burst.counted > 0 || now.saturating_sub(burst.last) < LONGEST_INTERVAL
         });
@@ -104,14 +111,9 @@ impl Bursts {
 
     /// Returns all counts that were not told yet, at the end.
     pub(super) fn rest(&mut self, now: Duration) -> Vec<Count> {
-        let bursts = std::mem::take(&mut self.0).into_iter();
-        let untold = bursts.filter(|(_, burst)| burst.counted > 0);
+        let untold = self.0.iter_mut().filter(|(_, burst)| burst.counted > 0);
         untold
-            .map(|(kind, burst)| Count {
-                kind,
-                grants: burst.counted,
-                after: now.saturating_sub(burst.began),
-            })
+            .map(|(kind, burst)| burst.take_count(kind, now))
             .collect()
     }
 }

@@ -186,9 +186,9 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::refresh::grant::{AccessFacts, Grant, GrantId, Standing};
+    use crate::refresh::grant::Grant;
     use crate::refresh::time::UnixTime;
-    use crate::refresh::token::AccessToken;
+    use crate::refresh::token::{AccessToken, TokenSet};
 
     const TOKEN: usize = 1000;
 
@@ -203,33 +203,18 @@ mod tests {
 
     fn readable(user: &str) -> Arc<Readable> {
         let now = UnixTime::from_secs(1_700_000_000);
-        Arc::new(Readable {
-            grant: Grant {
-                id: GrantId(1),
-                key: key(user),
-                version: 1,
-                generation: 1,
-                standing: Standing::Active,
-                standing_since: now,
-                access: Some(AccessFacts {
-                    token_type: "Bearer".into(),
-                    expires_at: None,
-                    obtained_at: now,
-                }),
-                has_refresh_token: true,
-                refresh_token_end: None,
-                scope: None,
-                due_at: None,
-                imported_at: now,
-                refreshed_at: None,
-                attempted_at: None,
-                failures: 0,
-                last_failure: None,
-                refused_since: None,
-                unused_refreshes: 0,
-                mark: None,
-            },
+        let tokens = TokenSet {
             access_token: Some(AccessToken::new("x".repeat(TOKEN))),
+            token_type: "Bearer".into(),
+            expires_at: None,
+            obtained_at: now,
+            refresh_token: None,
+            refresh_token_end: None,
+            scope: None,
+        };
+        Arc::new(Readable {
+            grant: Grant::imported(key(user), &tokens, now),
+            access_token: tokens.access_token,
         })
     }
 

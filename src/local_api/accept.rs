@@ -106,11 +106,12 @@ impl Acceptor {
     /// Takes connections until `shutdown`, and returns when nothing of them is on the thread any more.
     pub(super) async fn until(mut self, shutdown: impl Future<Output = ()>) {
         tokio::select! {
-            () = shutdown => {}
+            () = shutdown => {
+                drop(self.stop);
+                let _ = self.ended.await;
+            }
             _ = &mut self.ended => {}
         }
-        drop(self.stop);
-        let _ = self.ended.await;
         if let Err(panicked) = self.thread.join() {
             panic::resume_unwind(panicked);
         }
@@ -356,7 +357,8 @@ mod tests {
         let acceptor = Acceptor::start(listener, SocketKind::Shared, still(), welcome).unwrap();
         let _client = UnixStream::connect(&path).unwrap();
         let until = tokio::spawn(acceptor.until(std::future::pending()));
-        assert!(until.await.unwrap_err().is_panic());
+        let panicked = until.await.unwrap_err().into_panic();
+        assert_eq!(panicked.downcast_ref(), Some(&"out of order"));
     }
 
     /// An acceptor whose thread waits in each welcome until it may go on.

@@ -14,6 +14,7 @@
 //! | `call` | one request's circumstances, and what its rule allows |
 //! | `request` | paths, queries and bodies, read strictly |
 //! | `routes` | all other routes |
+//! | `token_body` | the token route's answer, written fast |
 //! | `events` | the stream of events |
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
 //! | [`quotas`] | how much of freshd an app gets |
@@ -36,6 +37,7 @@ pub mod rules;
 pub mod server;
 #[cfg(test)]
 mod tests;
+mod token_body;
 pub mod types;
 
 #[doc(hidden)]

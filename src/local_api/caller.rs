@@ -1,21 +1,25 @@
 //! The peer of one connection: its rule, its turns, and its requests one after the other.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::IntoResponse;
 use http_body_util::{Either, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, REFERER};
-use hyper::{Method, Request, Response};
+use hyper::{HeaderMap, Method, Request};
+use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 use super::call::{self, Call};
 use super::events::Circumstances;
 use super::keeper::{Audited, Keeper};
-use super::limits::Progress;
+use super::limits::{Busy, Progress};
 use super::peer::{Peer, PeerError};
 use super::problem;
 use super::quotas::{Overrun, Party, UserRead};
@@ -23,12 +27,17 @@ use super::request::{self, NAMESPACE_HEADER, Names};
 use super::routes;
 use super::rules::{Denied, Rule, Rules, SocketKind};
 use super::server::Server;
+use super::shortcut::{Answer, Ask};
+use super::token_body::TokenBody;
 use super::types::Problem;
 
 /// What is over quota is refused after so long, which is what it is told to wait: who does not, waits here.
 const PENALTY: Duration = Duration::from_secs(1);
 
-type Answer = Response<Either<Full<Bytes>, Body>>;
+type Response<B = Either<Full<Bytes>, Body>> = hyper::Response<B>;
+
+/// A token's answer on its way.
+type Begun = Pin<Box<dyn Future<Output = Result<TokenBody, Problem>> + Send>>;
 
 /// The peer of one connection, and what the rules said about it when last asked.
 pub(super) struct Caller<K> {
@@ -36,6 +45,10 @@ pub(super) struct Caller<K> {
     peer: Result<Peer, PeerError>,
     pub(super) progress: Arc<Progress>,
     matched: Mutex<Option<Matched>>,
+    /// Dropped with the first request.
+    newcomer: Mutex<Option<mpsc::Sender<Infallible>>>,
+    /// What was begun before hyper saw the request that it is the answer to.
+    begun: Mutex<Option<Begun>>,
 }
 
 struct Matched {
@@ -47,29 +60,85 @@ struct Matched {
 }
 
 impl<K: Keeper> Caller<K> {
-    pub(super) fn new(server: &Arc<Server<K>>, peer: Result<Peer, PeerError>) -> Self {
+    pub(super) fn new(
+        server: &Arc<Server<K>>,
+        peer: Result<Peer, PeerError>,
+        newcomer: mpsc::Sender<Infallible>,
+    ) -> Self {
         Caller {
             server: Arc::clone(server),
             peer,
             progress: Arc::default(),
-            matched: Mutex::new(None),
+            matched: Mutex::default(),
+            newcomer: Mutex::new(Some(newcomer)),
+            begun: Mutex::default(),
         }
     }
 
-    /// Answers one request, when its turn has come.
-    pub(super) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answer {
+    /// Begins to answer a request for a token. Returns the answer if it is there at once; else [`Caller::answer`] goes on
+    /// with it.
+    pub(super) fn begin(self: &Arc<Self>, ask: Ask<'_>, cx: &mut Context<'_>) -> Option<Answer> {
+        drop(lock(&self.newcomer).take());
+        let mut begun: Begun = Box::pin(Arc::clone(self).asked(ask.target.to_owned()));
+        let begun = match begun.as_mut().poll(cx) {
+            Poll::Ready(Ok(body)) => return Some(body.into_answer(ask.is_last)),
+            Poll::Ready(Err(problem)) => Box::pin(std::future::ready(Err(problem))),
+            Poll::Pending => begun,
+        };
+        *lock(&self.begun) = Some(begun);
+        None
+    }
+
+    /// Answers a request for a token, when its turn has come.
+    async fn asked(self: Arc<Self>, target: String) -> Result<TokenBody, Problem> {
+        self.wait_for_turn().await?;
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        let call = self.call(path, None)?;
+        let read = self.count_user(&call, path)?;
+        let body = routes::token(&*self.server.keeper, &call, query).await?;
+        keep(read);
+        Ok(body)
+    }
+
+    /// Answers one request, which is `busy` until its answer's body ends.
+    pub(super) async fn answer(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        busy: Busy,
+    ) -> Response<Answered> {
+        drop(lock(&self.newcomer).take());
         let limit = self.server.limits.request;
-        let mut answer = match self.wait_for_turn().await {
-            Err(problem) => refusal(problem),
-            Ok(()) => match tokio::time::timeout(limit, self.route(request)).await {
-                Ok(answer) => answer.unwrap_or_else(refusal),
-                Err(_) => refusal(problem::deadline_exceeded(limit)),
-            },
+        let begun = lock(&self.begun).take();
+        let answer = async {
+            if let Some(begun) = begun {
+                return begun.await.map(token_response);
+            }
+            self.wait_for_turn().await?;
+            self.route(request).await
+        };
+        let mut answer = match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => answer.unwrap_or_else(refusal),
+            Err(_) => refusal(problem::deadline_exceeded(limit)),
         };
         answer
             .headers_mut()
             .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        answer
+        answer.map(|body| Answered { body, _busy: busy })
+    }
+
+    /// Returns who calls, as the rules of now say, and about whom.
+    fn call(&self, path: &str, namespace: Option<&HeaderMap>) -> Result<Call, Problem> {
+        let rule = self.rule()?;
+        let namespace = match namespace {
+            Some(headers) => self.namespace(headers, &rule)?,
+            None => None,
+        };
+        Ok(Call {
+            rule,
+            namespace,
+            names: Names::of(path)?,
+            admin: self.admin(),
+        })
     }
 
     /// Waits for the request's turn, before anything is done for it.
@@ -87,7 +156,7 @@ impl<K: Keeper> Caller<K> {
         }
     }
 
-    async fn route(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Answer, Problem> {
+    async fn route(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Response, Problem> {
         for header in [ORIGIN, REFERER] {
             if request.headers().contains_key(&header) {
                 let detail = format!(
@@ -99,19 +168,16 @@ impl<K: Keeper> Caller<K> {
         let path = request.uri().path();
         let mut read = None;
         if path != "/healthz" {
-            let rule = self.rule()?;
-            let namespace = self.namespace(&request, &rule)?;
-            let call = Call {
-                rule,
-                namespace,
-                names: Names::of(path)?,
-                admin: self.admin(),
-            };
+            let call = self.call(path, Some(request.headers()))?;
             read = self.count_user(&call, path)?;
             if call::is_token_path(path) {
-                let answer = self.token(&call, &request).await?;
-                keep_if_given(read, &answer);
-                return Ok(answer);
+                if request.method() != Method::GET {
+                    return Ok(not_get(request.method(), path));
+                }
+                let query = request.uri().query().unwrap_or_default();
+                let body = routes::token(&*self.server.keeper, &call, query).await?;
+                keep(read);
+                return Ok(token_response(body));
             }
             if path == "/v1/events" {
                 let circumstances = self.circumstances();
@@ -124,7 +190,7 @@ impl<K: Keeper> Caller<K> {
         let answer = answer
             .unwrap_or_else(|never: Infallible| match never {})
             .map(Either::Right);
-        keep_if_given(read, &answer);
+        keep(read.filter(|_| answer.status().is_success()));
         Ok(answer)
     }
 
@@ -172,27 +238,8 @@ impl<K: Keeper> Caller<K> {
         Circumstances {
             admission: Arc::new(move || caller.rule()),
             admin: self.server.kind == SocketKind::Admin,
-            progress: Arc::clone(&self.progress),
             streams: Arc::clone(&self.server.streams),
         }
-    }
-
-    async fn token(&self, call: &Call, request: &Request<Incoming>) -> Result<Answer, Problem> {
-        if request.method() != Method::GET {
-            let (method, path) = (request.method().as_str(), request.uri().path());
-            let problem =
-                problem::method_not_allowed(&request::shown(method), &request::shown(path));
-            let mut answer = refusal(problem);
-            answer
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET"));
-            return Ok(answer);
-        }
-        let body = routes::token(&*self.server.keeper, call, request.uri()).await?;
-        let mut answer = Response::new(Either::Left(Full::from(body)));
-        let json = HeaderValue::from_static("application/json");
-        answer.headers_mut().insert(CONTENT_TYPE, json);
-        Ok(answer)
     }
 
     /// Returns on whose account it is by the rules of now. Nobody counts what comes by the admin socket.
@@ -216,7 +263,7 @@ impl<K: Keeper> Caller<K> {
     /// Looks at what the rules of now say about this peer.
     fn matched<T>(&self, look: impl FnOnce(&mut Matched) -> T) -> T {
         let rules = self.server.access.rules.load();
-        let mut matched = self.matched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut matched = lock(&self.matched);
         let known = matched
             .take()
             .filter(|known| Arc::ptr_eq(&known.rules, &rules));
@@ -232,15 +279,11 @@ impl<K: Keeper> Caller<K> {
     }
 
     /// Returns the namespace the request names: any on the admin socket, elsewhere only the rule's own.
-    fn namespace(
-        &self,
-        request: &Request<Incoming>,
-        rule: &Rule,
-    ) -> Result<Option<String>, Problem> {
-        if !request.headers().contains_key(NAMESPACE_HEADER) {
+    fn namespace(&self, headers: &HeaderMap, rule: &Rule) -> Result<Option<String>, Problem> {
+        if !headers.contains_key(NAMESPACE_HEADER) {
             return Ok(None);
         }
-        let named = request::namespace(request.headers())?;
+        let named = request::namespace(headers)?;
         if self.server.kind != SocketKind::Admin && named.as_ref() != Some(&rule.namespace) {
             let detail = format!(
                 "the rule of app {:?} has namespace {:?} and no other; leave out the header Freshd-Namespace",
@@ -252,13 +295,58 @@ impl<K: Keeper> Caller<K> {
     }
 }
 
+/// An answer's body, while which the peer waits for us.
+pub(super) struct Answered {
+    body: Either<Full<Bytes>, Body>,
+    _busy: Busy,
+}
+
+impl hyper::body::Body for Answered {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A read counts if the token was given out.
-fn keep_if_given(read: Option<UserRead>, answer: &Answer) {
-    if let Some(read) = read.filter(|_| answer.status().is_success()) {
+fn keep(read: Option<UserRead>) {
+    if let Some(read) = read {
         read.keep();
     }
 }
 
-fn refusal(problem: Problem) -> Answer {
+fn token_response(body: TokenBody) -> Response {
+    let mut answer = Response::new(Either::Left(Full::from(body.into_bytes())));
+    let json = HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(CONTENT_TYPE, json);
+    answer
+}
+
+fn not_get(method: &Method, path: &str) -> Response {
+    let (method, path) = (request::shown(method.as_str()), request::shown(path));
+    let mut answer = refusal(problem::method_not_allowed(&method, &path));
+    let get = HeaderValue::from_static("GET");
+    answer.headers_mut().insert(ALLOW, get);
+    answer
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refusal(problem: Problem) -> Response {
     problem.into_response().map(Either::Right)
 }

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::call::Call;
 use super::keeper::{EventStream, Events, Keeper};
-use super::limits::{Busy, Limits, Progress};
+use super::limits::Limits;
 use super::problem;
 use super::request::{self, Query};
 use super::routes::Api;
@@ -44,7 +44,6 @@ pub(super) struct Circumstances {
     pub(super) admission: Admission,
     /// Whether it may see all namespaces.
     pub(super) admin: bool,
-    pub(super) progress: Arc<Progress>,
     pub(super) streams: Arc<Streams>,
 }
 
@@ -129,7 +128,6 @@ pub(super) async fn events<K: Keeper>(
         follow,
         position: None,
         ended: false,
-        busy: None,
         _place: place,
     };
     let body = Body::from_stream(stream::unfold(stream, Stream::next));
@@ -164,17 +162,12 @@ struct Stream {
     /// The last kept event that was looked at; `None` before the first look.
     position: Option<u64>,
     ended: bool,
-    /// Taken with the first look, when the request's own has been given back: while a stream is open,
-    /// its connection is not idle.
-    busy: Option<Busy>,
     _place: Place,
 }
 
 impl Stream {
     /// Returns what is to be sent next, and itself.
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
-        let progress = &self.circumstances.progress;
-        self.busy.get_or_insert_with(|| progress.busy());
         let mut heartbeat = pin!(tokio::time::sleep(self.heartbeat));
         while !self.ended {
             let events = tokio::select! {

@@ -92,6 +92,11 @@ impl Progress {
         }
     }
 
+    /// Whether the peer is not waiting for us, nor we for the rest of what it says.
+    pub(super) fn rests(&self) -> bool {
+        self.current() % PHASES == IDLE
+    }
+
     /// A head is complete; its request is ours to answer until the result is dropped.
     pub(super) fn busy(self: &Arc<Self>) -> Busy {
         self.advance_to(BUSY);

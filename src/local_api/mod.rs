@@ -10,7 +10,8 @@
 //! | [`listen`] | sockets bound without a moment open to all, or taken over from systemd |
 //! | `accept` | connections, as they come |
 //! | [`server`] | connections, and whether there is room for them |
-//! | `caller` | one connection's requests; the token route's short way |
+//! | `shortcut` | reads of a token that are answered before hyper sees them |
+//! | `caller` | one connection's requests |
 //! | `call` | one request's circumstances, and what its rule allows |
 //! | `request` | paths, queries and bodies, read strictly |
 //! | `routes` | all other routes |
@@ -35,6 +36,7 @@ mod request;
 mod routes;
 pub mod rules;
 pub mod server;
+mod shortcut;
 #[cfg(test)]
 mod tests;
 mod token_body;

@@ -175,13 +175,13 @@ pub(super) struct Query(Vec<(String, String)>);
 impl Query {
     /// Reads the query of a route that knows the `allowed` parameters.
     pub(super) fn of(uri: &Uri, allowed: &[&str]) -> Result<Query, Problem> {
+        Query::read(uri.query().unwrap_or_default(), allowed)
+    }
+
+    /// The same, of what follows the question mark.
+    pub(super) fn read(query: &str, allowed: &[&str]) -> Result<Query, Problem> {
         let mut pairs: Vec<(String, String)> = Vec::new();
-        for pair in uri
-            .query()
-            .unwrap_or_default()
-            .split('&')
-            .filter(|pair| !pair.is_empty())
-        {
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let Some(key) = allowed.iter().find(|name| **name == key) else {
                 let rule = match allowed {

@@ -18,7 +18,7 @@ use super::limits::Limits;
 use super::problem;
 use super::request::{self, Query};
 use super::rules::{SocketKind, Verb};
-use super::token_body::token_body;
+use super::token_body::TokenBody;
 use super::types::{
     AuditList, BackupAnswer, BackupRequest, Changed, GrantList, GrantView, History, ImportRequest,
     KeysView, Problem, ProviderList, RefreshRequest, RenewalView, Status, UserView,
@@ -118,9 +118,9 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
 pub(super) async fn token<K: Keeper>(
     keeper: &K,
     call: &Call,
-    uri: &Uri,
-) -> Result<Vec<u8>, Problem> {
-    let query = Query::of(uri, &["min_ttl", "wait", "activity"])?;
+    query: &str,
+) -> Result<TokenBody, Problem> {
+    let query = Query::read(query, &["min_ttl", "wait", "activity"])?;
     let min_ttl = query
         .whole("min_ttl", 0..=LONGEST_MIN_TTL)?
         .unwrap_or(MIN_TTL);
@@ -136,7 +136,7 @@ pub(super) async fn token<K: Keeper>(
     if let Some(read) = call.audited(Audited::READ, Some(key), "") {
         keeper.audit(read);
     }
-    Ok(token_body(&token, key))
+    Ok(TokenBody::new(&token, key))
 }
 
 /// A longer `wait` than we hold connections for is cut, not refused: the caller is told to retry anyway.
@@ -166,7 +166,8 @@ async fn refresh<K: Keeper>(
         api.keeper.audit(read);
     }
     let json = [(hyper::header::CONTENT_TYPE, "application/json")];
-    Ok((json, token_body(&token, key)).into_response())
+    let body = TokenBody::new(&token, key).into_bytes();
+    Ok((json, body).into_response())
 }
 
 async fn import<K: Keeper>(

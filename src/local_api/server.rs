@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Context;
 use std::time::Duration;
 
 use axum::Router;
@@ -25,6 +26,7 @@ use super::problem;
 use super::quotas::{Party, Place, Quotas, Turn};
 use super::routes::{self, Api};
 use super::rules::{Denied, Rule, Rules, SharedRules, SocketKind};
+use super::shortcut::{Ask, Shortcut};
 use super::types::Problem;
 
 /// At a shutdown, who has connected and not asked yet gets so long to do it.
@@ -185,7 +187,7 @@ impl<K: Keeper> Server<K> {
         watcher: Watcher,
         newcomer: mpsc::Sender<Infallible>,
     ) -> Option<Party> {
-        let caller = Caller::new(self, Peer::of(&stream));
+        let caller = Caller::new(self, Peer::of(&stream), newcomer);
         let admission = match self.admit(&stream, &caller) {
             Ok(admission) => admission,
             Err(problem) => {
@@ -195,7 +197,7 @@ impl<K: Keeper> Server<K> {
         };
         match tokio::net::UnixStream::from_std(stream) {
             Ok(stream) => {
-                let connection = self.connection(stream, caller, watcher, newcomer);
+                let connection = self.connection(stream, caller, watcher);
                 tokio::spawn(async move {
                     admission.turn.come().await;
                     connection.await;
@@ -256,31 +258,23 @@ impl<K: Keeper> Server<K> {
         (self.kind != SocketKind::Admin).then(|| quotas.party(peer, rule, self.limits.strangers))
     }
 
-    /// Returns the future that serves one connection to its end. It drops `newcomer` with the first request.
+    /// Returns the future that serves one connection to its end.
     fn connection(
         self: &Arc<Self>,
         stream: tokio::net::UnixStream,
         caller: Caller<K>,
         watcher: Watcher,
-        newcomer: mpsc::Sender<Infallible>,
     ) -> impl Future<Output = ()> + Send + use<K> {
-        let progress = Arc::clone(&caller.progress);
-        let io = Deadlines::new(stream, Arc::clone(&progress), Arc::clone(&self.limits));
         let caller = Arc::new(caller);
-        let newcomer = Mutex::new(Some(newcomer));
+        let progress = &caller.progress;
+        let io = Deadlines::new(stream, Arc::clone(progress), Arc::clone(&self.limits));
+        let io = Shortcut::new(io, Arc::clone(progress), {
+            let caller = Arc::clone(&caller);
+            move |ask: Ask<'_>, cx: &mut Context<'_>| caller.begin(ask, cx)
+        });
         let service = hyper::service::service_fn(move |request| {
-            drop(
-                newcomer
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take(),
-            );
-            let (caller, busy) = (Arc::clone(&caller), progress.busy());
-            async move {
-                let answer = caller.answer(request).await;
-                drop(busy);
-                Ok::<_, Infallible>(answer)
-            }
+            let (caller, busy) = (Arc::clone(&caller), caller.progress.busy());
+            async move { Ok::<_, Infallible>(caller.answer(request, busy).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             // `Deadlines` keeps the time.

@@ -1,17 +1,68 @@
 //! The answer of the token route, as bytes.
 
-use super::keeper::Token;
-use crate::refresh::grant::GrantKey;
+use std::time::SystemTime;
 
-/// Writes a [`TokenAnswer`](super::types::TokenAnswer). By hand: a general serializer looks at each byte of a long token by itself, and
-/// this is most of what a read costs. A token is copied into its answer and nowhere else.
-pub(super) fn token_body(token: &Token, key: &GrantKey) -> Vec<u8> {
+use hyper::body::Bytes;
+
+use super::keeper::Token;
+use super::shortcut::Answer;
+use crate::refresh::grant::GrantKey;
+use crate::refresh::time::UnixTime;
+
+/// Room for a head before a body.
+const HEAD: usize = 192;
+
+/// A [`TokenAnswer`](super::types::TokenAnswer), with room for a head before it: so a token is copied into its answer and
+/// nowhere else.
+pub(super) struct TokenBody {
+    bytes: Vec<u8>,
+    now: UnixTime,
+}
+
+impl TokenBody {
+    /// Writes it. By hand: a general serializer looks at each byte of a long token by itself, and this is most of what a
+    /// read costs.
+    pub(super) fn new(token: &Token, key: &GrantKey) -> Self {
+        let access_token = token.access_token.expose();
+        // Room for it all, so that growing leaves no second copy of the token.
+        let mut bytes = Vec::with_capacity(HEAD + 2 * access_token.len() + 1024);
+        bytes.resize(HEAD, 0);
+        write(&mut bytes, token, key);
+        TokenBody {
+            bytes,
+            now: token.now,
+        }
+    }
+
+    /// Returns the body alone.
+    pub(super) fn into_bytes(self) -> Bytes {
+        Bytes::from(self.bytes).slice(HEAD..)
+    }
+
+    /// Returns the whole answer (RFC 9112 §4), after which the connection may end.
+    pub(super) fn into_answer(mut self, is_last: bool) -> Answer {
+        let length = self.bytes.len() - HEAD;
+        let date = SystemTime::UNIX_EPOCH + self.now.since(UnixTime::EPOCH);
+        let date = httpdate::HttpDate::from(date);
+        let connection = if is_last { "connection: close\r\n" } else { "" };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
+             {connection}content-length: {length}\r\ndate: {date}\r\n\r\n"
+        );
+        let from = HEAD - head.len();
+        self.bytes[from..HEAD].copy_from_slice(head.as_bytes());
+        Answer {
+            bytes: self.bytes,
+            from,
+        }
+    }
+}
+
+fn write(body: &mut Vec<u8>, token: &Token, key: &GrantKey) {
     let access_token = token.access_token.expose();
-    // Room for it all, so that growing leaves no second copy of the token.
-    let mut body = Vec::with_capacity(2 * access_token.len() + 1024);
     let mut text = |before: &str, value: &str| {
         body.extend_from_slice(before.as_bytes());
-        write_string(&mut body, value);
+        write_string(body, value);
     };
     text("{\"access_token\":", access_token);
     text(",\"token_type\":", &token.token_type);
@@ -34,7 +85,6 @@ pub(super) fn token_body(token: &Token, key: &GrantKey) -> Vec<u8> {
         text(",\"account\":", &key.account);
     }
     body.push(b'}');
-    body
 }
 
 /// Writes a JSON string.
@@ -93,8 +143,23 @@ mod tests {
                 provider: "acme".into(),
                 account: key.account.clone(),
             };
-            let body = String::from_utf8(token_body(&token, &key)).unwrap();
-            assert_eq!(body, serde_json::to_string(&answer).unwrap());
+            let expected = serde_json::to_string(&answer).unwrap();
+            assert_eq!(TokenBody::new(&token, &key).into_bytes(), expected);
+            for is_last in [false, true] {
+                let answer = TokenBody::new(&token, &key).into_answer(is_last);
+                let answer = String::from_utf8(answer.bytes[answer.from..].to_vec()).unwrap();
+                let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+                assert_eq!(body, expected);
+                let close = if is_last { "connection: close\r\n" } else { "" };
+                let length = expected.len();
+                assert_eq!(
+                    head,
+                    format!(
+                        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
+                         {close}content-length: {length}\r\ndate: Mon, 21 Sep 2026 14:13:20 GMT"
+                    )
+                );
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod events;
 mod quotas;
 mod refusals;
 mod routes;
+mod short_way;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -11,15 +11,17 @@ use super::driver::Event;
 use super::held;
 use super::owed;
 use super::providers::Live;
-use super::shared::{Ended, Shared, gone, lock, token_of, written};
+use super::shared::{Ended, Shared, gone, lock, written};
+use crate::local_api::keeper::Token;
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
 use crate::refresh::grant::{Grant, GrantId, GrantKey, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
 use crate::refresh::policy::{Policy, Rotation};
+use crate::refresh::reading::Readable;
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{RefreshToken, TokenSet};
 use crate::refresh::token_response::{Contact, Outcome};
-use crate::store::{Attemptable, By, Cas, Failure, Readable, StoreError, TokenCommit};
+use crate::store::{Attemptable, By, Cas, Failure, StoreError, TokenCommit};
 
 /// What an attempt is wanted for.
 #[derive(Clone, Copy)]
@@ -222,7 +224,7 @@ impl Attempt {
     /// Another attempt, or an import, brought what the callers wait for.
     async fn satisfied(&self, grant: Grant) -> Result<Done, StoreError> {
         let ended = match self.shared.readable(&grant.key).await? {
-            Some(readable) => token(&readable, &self.shared),
+            Some((readable, _)) => token(&readable, &self.shared),
             None => Ended::NoToken,
         };
         Ok((written(&grant), ended))
@@ -560,9 +562,9 @@ fn applied(cas: Cas) -> Option<Grant> {
 }
 
 /// A committed or held token, as callers get it.
-fn token(readable: &Readable, shared: &Shared) -> Ended {
-    match token_of(readable, shared.clock.now()) {
-        Some(token) => Ended::Refreshed(Arc::new(token)),
+fn token(readable: &Arc<Readable>, shared: &Shared) -> Ended {
+    match Token::of(Arc::clone(readable), shared.clock.now()) {
+        Some(token) => Ended::Refreshed(token),
         None => Ended::NoToken,
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use indexmap::IndexMap;
 
 use crate::refresh::grant::GrantKey;
-use crate::store::Readable;
+use crate::refresh::reading::Readable;
 
 const SHARDS: usize = 16;
 /// What an entry costs beside its strings: the grant, the maps, the allocations.

@@ -326,7 +326,7 @@ impl Driver {
         let waiters = self.waiters.remove(&id).unwrap_or_default();
         for waiter in waiters {
             match ended {
-                Ended::Refreshed(token) if token.generation <= waiter.seen => {
+                Ended::Refreshed(token) if token.grant().generation <= waiter.seen => {
                     self.demand(provider, id, waiter);
                 }
                 Ended::NotBefore(at) if waiter.patience > *at && !waiter.answer.is_closed() => {

@@ -11,7 +11,8 @@ use std::time::Duration;
 use super::shared::{Shared, lock};
 use super::steps;
 use crate::refresh::grant::{AccessFacts, Grant, GrantKey};
-use crate::store::{Cas, Readable, StoreError, TokenCommit};
+use crate::refresh::reading::Readable;
+use crate::store::{Cas, StoreError, TokenCommit};
 
 /// A write that the disk refused is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
@@ -54,7 +55,7 @@ pub(super) async fn commit(
     shared: &Shared,
     grant: &Grant,
     commit: TokenCommit,
-    held: impl FnOnce(&Readable),
+    held: impl FnOnce(&Arc<Readable>),
 ) -> Cas {
     let mut committing = std::pin::pin!(shared.store.commit_tokens(commit.clone()));
     let mut spilled = None;

@@ -8,15 +8,15 @@ use tokio::sync::oneshot;
 use super::changes::{self, detached, store_problem};
 use super::keeper::Daemon;
 use super::providers::Halt;
-use super::shared::{Ended, lock, token_of};
+use super::shared::{Ended, lock};
 use crate::local_api::keeper::{Token, TokenRequest};
 use crate::local_api::problem;
 use crate::local_api::types::Problem;
 use crate::refresh::grant::{Grant, NeedsReason, PauseReason, Standing};
 use crate::refresh::policy::Mode;
-use crate::refresh::reading::Read;
+use crate::refresh::reading::{Read, Readable};
 use crate::refresh::time::UnixTime;
-use crate::store::{By, Readable};
+use crate::store::By;
 
 /// Without a better idea, a caller should come back after this.
 const RETRY_SOON: Duration = Duration::from_secs(1);
@@ -29,8 +29,7 @@ const DRAINED_RETRY: Duration = Duration::from_secs(5);
 impl Daemon {
     /// Answers a reader: a living token at once, else what an attempt brings in time.
     pub(super) async fn token_for(&self, request: &TokenRequest) -> Result<Token, Problem> {
-        let readable = self.read(request).await?;
-        let now = self.0.clock.now();
+        let (readable, now) = self.read(request).await?;
         let provider = &request.key.provider;
         let may_attempt = !self.0.draining() && self.0.halt(provider).is_none();
         match readable.grant.read(request.min_ttl, may_attempt, now) {
@@ -38,7 +37,7 @@ impl Daemon {
                 if may_attempt {
                     self.refresh_behind(request, &readable.grant, now);
                 }
-                token_of(&readable, now).ok_or_else(|| self.refusal(&readable.grant))
+                Token::of(readable.clone(), now).ok_or_else(|| self.refusal(&readable.grant))
             }
             Read::Refresh => self.refreshed(request, &readable.grant).await,
             Read::Paused(_) | Read::NeedsAuthorization(_) => Err(self.refusal(&readable.grant)),
@@ -51,7 +50,7 @@ impl Daemon {
         request: &TokenRequest,
         generation: Option<u64>,
     ) -> Result<Token, Problem> {
-        let readable = self.read(request).await?;
+        let (readable, now) = self.read(request).await?;
         let grant = &readable.grant;
         if let Some(generation) = generation
             && generation > grant.generation
@@ -64,15 +63,16 @@ impl Daemon {
         // Somebody has refreshed it since: the caller gets that, if it lives.
         let superseded = generation.is_some_and(|refused| refused < grant.generation);
         if superseded && grant.lives(self.0.clock.now()) {
-            return token_of(&readable, self.0.clock.now()).ok_or_else(|| self.refusal(grant));
+            return Token::of(readable.clone(), self.0.clock.now())
+                .ok_or_else(|| self.refusal(grant));
         }
         let refreshable = matches!(
             grant.standing,
             Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
         );
         if !refreshable || !grant.has_refresh_token {
-            return match token_of(&readable, self.0.clock.now()) {
-                Some(token) if grant.lives(self.0.clock.now()) => Ok(token),
+            return match Token::of(readable.clone(), now) {
+                Some(token) if grant.lives(now) => Ok(token),
                 _ => Err(self.refusal(grant)),
             };
         }
@@ -80,27 +80,25 @@ impl Daemon {
     }
 
     /// Finds what a reader reads, notes the read, and wakes a user who is back.
-    async fn read(&self, request: &TokenRequest) -> Result<Arc<Readable>, Problem> {
+    async fn read(&self, request: &TokenRequest) -> Result<(Arc<Readable>, UnixTime), Problem> {
         let key = &request.key;
         let found = self.0.readable(key).await.map_err(store_problem)?;
-        let Some(readable) = found else {
+        let Some((readable, now)) = found else {
             return Err(problem::no_such_grant(key));
         };
         self.0.activity.note_read(readable.grant.id);
         if !request.counts_as_activity {
-            return Ok(readable);
+            return Ok((readable, now));
         }
-        self.0
-            .activity
-            .note(&key.namespace, &key.user, self.0.clock.now());
+        self.0.activity.note(&key.namespace, &key.user, now);
         let away = Standing::Paused(PauseReason::Inactive);
         let unused = Standing::Paused(PauseReason::Unused);
         if readable.grant.standing != away && readable.grant.standing != unused {
-            return Ok(readable);
+            return Ok((readable, now));
         }
         let woken = self.wake_behind(&readable.grant);
-        if readable.grant.lives(self.0.clock.now()) {
-            return Ok(readable); // whether or not the disk takes it now (I4)
+        if readable.grant.lives(now) {
+            return Ok((readable, now)); // whether or not the disk takes it now (I4)
         }
         let _ = woken.await;
         let found = self.0.readable(key).await.map_err(store_problem)?;
@@ -154,19 +152,16 @@ impl Daemon {
             };
             let demand = self.0.demand(grant, patience);
             let ended = tokio::time::timeout(request.wait, demand).await;
-            if let Ok(Some(Ended::Refreshed(token))) = ended {
-                return Ok(Token {
-                    now: self.0.clock.now(),
-                    ..Token::clone(&token)
-                });
+            if let Ok(Some(Ended::Refreshed(mut token))) = ended {
+                token.now = self.0.clock.now();
+                return Ok(token);
             }
         }
         let found = self.0.readable(&request.key).await.map_err(store_problem)?;
-        let Some(readable) = found else {
+        let Some((readable, now)) = found else {
             return Err(problem::no_such_grant(&request.key));
         };
-        let now = self.0.clock.now();
-        match token_of(&readable, now) {
+        match Token::of(readable.clone(), now) {
             Some(token) if readable.grant.lives(now) => Ok(token),
             _ => Err(self.refusal(&readable.grant)),
         }

@@ -29,8 +29,9 @@ use crate::local_api::quotas::Quotas;
 use crate::metrics::Registry;
 use crate::refresh::grant::{Grant, GrantId, GrantKey};
 use crate::refresh::horizon::{Due, Written};
+use crate::refresh::reading::Readable;
 use crate::refresh::time::UnixTime;
-use crate::store::{Readable, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// What the daemon's tasks share.
 pub(super) struct Shared {
@@ -84,7 +85,7 @@ pub(super) struct Known {
 #[derive(Clone, Debug)]
 pub(super) enum Ended {
     /// With a new token.
-    Refreshed(Arc<Token>),
+    Refreshed(Token),
     /// Without one; what the grant is now says why.
     NoToken,
     /// Without a request: floor, backoff or replay allow none before this.
@@ -92,20 +93,20 @@ pub(super) enum Ended {
 }
 
 impl Shared {
-    /// Reads a grant with its access token: held, cached, or from the store.
+    /// Reads a grant with its access token: held, cached, or from the store. Returns the moment as well.
     pub(super) async fn readable(
         &self,
         key: &GrantKey,
-    ) -> Result<Option<Arc<Readable>>, StoreError> {
+    ) -> Result<Option<(Arc<Readable>, UnixTime)>, StoreError> {
         if lock(&self.deleting).contains(key) {
             return Ok(None);
         }
         let now = self.clock.now();
         if let Some(held) = self.held.find(key) {
-            return Ok(Some(as_of(now, held)));
+            return Ok(Some((as_of(now, held), now)));
         }
         let epoch = match self.cache.find(key) {
-            Ok(readable) => return Ok(Some(as_of(now, readable))),
+            Ok(readable) => return Ok(Some((as_of(now, readable), now))),
             Err(epoch) => epoch,
         };
         let Some(readable) = self.store.readable(key, now).await? else {
@@ -113,7 +114,8 @@ impl Shared {
         };
         let readable = Arc::new(readable);
         self.cache.insert(readable.clone(), epoch);
-        Ok(Some(as_of(now, readable)))
+        let now = self.clock.now();
+        Ok(Some((as_of(now, readable), now)))
     }
 
     /// Returns whether a grant's line in the log is written; the others of a burst are counted.
@@ -167,9 +169,9 @@ impl Shared {
         // would wait for an attempt that ends only when the disk does.
         let held = self.held.find(&grant.key);
         if let Some(held) = held.filter(|held| held.grant.generation > grant.generation)
-            && let Some(token) = token_of(&held, self.clock.now())
+            && let Some(token) = Token::of(held, self.clock.now())
         {
-            return Some(Ended::Refreshed(Arc::new(token)));
+            return Some(Ended::Refreshed(token));
         }
         ended.await.ok()
     }
@@ -228,17 +230,4 @@ pub(super) fn gone(id: GrantId) -> Written {
         version: u64::MAX,
         due: None,
     }
-}
-
-/// A grant's access token, as callers get it.
-pub(super) fn token_of(readable: &Readable, now: UnixTime) -> Option<Token> {
-    let access = readable.grant.access.as_ref()?;
-    Some(Token {
-        access_token: readable.access_token.clone()?,
-        token_type: access.token_type.clone(),
-        expires_at: access.expires_at,
-        scope: readable.grant.scope.clone(),
-        generation: readable.grant.generation,
-        now,
-    })
 }

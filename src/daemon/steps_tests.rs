@@ -254,7 +254,12 @@ async fn a_clock_set_back_by_8_hours_is_no_storm_and_no_token_outlives_its_lifet
     bench.clock.pass(Duration::from_secs(1200));
     bench.set_back(8 * HOUR);
     let token = bench.token("user-0").await.unwrap();
-    let left = token.expires_at.unwrap().since(bench.clock.now());
+    let left = token
+        .access()
+        .1
+        .expires_at
+        .unwrap()
+        .since(bench.clock.now());
     assert!(
         left <= HOUR,
         "even before the step is noticed, not {left:?}"
@@ -272,7 +277,15 @@ async fn a_clock_set_back_by_8_hours_is_no_storm_and_no_token_outlives_its_lifet
         );
     }
     let token = bench.token("user-0").await.unwrap();
-    assert!(token.expires_at.unwrap().since(bench.clock.now()) <= Duration::from_secs(2400));
+    assert!(
+        token
+            .access()
+            .1
+            .expires_at
+            .unwrap()
+            .since(bench.clock.now())
+            <= Duration::from_secs(2400)
+    );
     assert_eq!(bench.server.presented().len(), 0, "no storm");
 
     bench.clock.pass(Duration::from_secs(2341));
@@ -376,7 +389,7 @@ async fn a_clock_that_was_set_back_by_40_s_unnoticed_holds_up_no_refresh() {
     bench.start_again().await;
     let grant = bench.grant("ann").await;
     assert!(grant.attempted_at.unwrap() > bench.clock.now());
-    assert_eq!(bench.token("ann").await.unwrap().generation, 2);
+    assert_eq!(bench.token("ann").await.unwrap().grant().generation, 2);
 }
 
 #[tokio::test]
@@ -413,10 +426,7 @@ async fn a_refusal_nobody_explains_ends_a_grant_a_day_past_expiry_and_an_import_
         .import(key("ann"), tokens, true, false)
         .await
         .unwrap();
-    assert_eq!(
-        bench.token("ann").await.unwrap().access_token.expose(),
-        "new"
-    );
+    assert_eq!(bench.token("ann").await.unwrap().access().0.expose(), "new");
 }
 
 #[tokio::test]
@@ -473,7 +483,7 @@ async fn an_on_demand_grant_is_refreshed_behind_a_reader_who_finds_it_inside_its
     bench.import("ann", json!({})).await;
     bench.clock.pass(Duration::from_secs(3500));
     bench.wake().await;
-    assert_eq!(bench.token("ann").await.unwrap().generation, 1);
+    assert_eq!(bench.token("ann").await.unwrap().grant().generation, 1);
     assert_eq!(
         bench.server.presented().len(),
         0,
@@ -483,17 +493,17 @@ async fn an_on_demand_grant_is_refreshed_behind_a_reader_who_finds_it_inside_its
     bench.wake().await;
     assert_eq!(bench.server.presented().len(), 0, "nobody reads");
     assert_eq!(
-        bench.token("ann").await.unwrap().generation,
+        bench.token("ann").await.unwrap().grant().generation,
         1,
         "the reader does not wait"
     );
     bench.until_presented(1).await;
-    assert_eq!(bench.token("ann").await.unwrap().generation, 2);
+    assert_eq!(bench.token("ann").await.unwrap().grant().generation, 2);
     // Days later: expired, and nothing was sent until somebody came.
     bench.clock.pass(9 * DAY);
     bench.wake().await;
     assert_eq!(bench.server.presented().len(), 1);
-    assert_eq!(bench.token("ann").await.unwrap().generation, 3);
+    assert_eq!(bench.token("ann").await.unwrap().grant().generation, 3);
 }
 
 /// What is logged on this test's thread.

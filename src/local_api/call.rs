@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::keeper::Audited;
 use super::problem;
+use super::quotas::Party;
 use super::request::{Names, Query};
 use super::rules::{Rule, Verb};
 use super::types::{Problem, UserView};
@@ -14,6 +15,8 @@ use crate::refresh::grant::GrantKey;
 pub(super) struct Call {
     /// The rule its peer matches.
     pub(super) rule: Arc<Rule>,
+    /// On whose account it is, where anybody counts.
+    pub(super) party: Option<Party>,
     /// The namespace it named, where it may.
     pub(super) namespace: Option<String>,
     /// The names in its path.
@@ -126,26 +129,4 @@ impl Call {
             .flag("activity")?
             .unwrap_or(self.rule.counts_as_activity))
     }
-}
-
-/// Whether a path is the token route's.
-pub(super) fn is_token_path(path: &str) -> bool {
-    is_of_grant(path, "/token")
-}
-
-/// Whether a path's route answers with a token.
-pub(super) fn gives_token(path: &str) -> bool {
-    is_token_path(path) || is_of_grant(path, "/refresh")
-}
-
-fn is_of_grant(path: &str, last: &str) -> bool {
-    let rest = path.strip_prefix("/v1/users/");
-    let Some(rest) = rest.and_then(|rest| rest.strip_suffix(last)) else {
-        return false;
-    };
-    let mut segments = rest.as_bytes().split(|byte| *byte == b'/');
-    segments.next().is_some()
-        && segments.next() == Some(b"grants")
-        && segments.next().is_some()
-        && segments.next().is_none()
 }

@@ -16,7 +16,7 @@ use hyper::{HeaderMap, Method, Request};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
-use super::call::{self, Call};
+use super::call::Call;
 use super::events::Circumstances;
 use super::keeper::{Audited, Keeper};
 use super::limits::{Busy, Progress};
@@ -92,12 +92,8 @@ impl<K: Keeper> Caller<K> {
     /// Answers a request for a token, when its turn has come.
     async fn asked(self: Arc<Self>, target: String) -> Result<TokenBody, Problem> {
         self.wait_for_turn().await?;
-        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        let call = self.call(path, None)?;
-        let read = self.count_user(&call, path)?;
-        let body = routes::token(&*self.server.keeper, &call, query).await?;
-        keep(read);
-        Ok(body)
+        let (path, query) = request::path_and_query(&target);
+        self.token(&self.call(path, None)?, query).await
     }
 
     /// Answers one request, which is `busy` until its answer's body ends.
@@ -126,19 +122,28 @@ impl<K: Keeper> Caller<K> {
         answer.map(|body| Answered { body, _busy: busy })
     }
 
-    /// Returns who calls, as the rules of now say, and about whom.
-    fn call(&self, path: &str, namespace: Option<&HeaderMap>) -> Result<Call, Problem> {
-        let rule = self.rule()?;
-        let namespace = match namespace {
+    /// Returns who calls, by the rules of now, and about whom.
+    fn call(&self, path: &str, headers: Option<&HeaderMap>) -> Result<Call, Problem> {
+        let (rule, party) = self.admitted()?;
+        let namespace = match headers {
             Some(headers) => self.namespace(headers, &rule)?,
             None => None,
         };
         Ok(Call {
             rule,
+            party,
             namespace,
             names: Names::of(path)?,
             admin: self.admin(),
         })
+    }
+
+    /// Gives a token out.
+    async fn token(&self, call: &Call, query: &str) -> Result<TokenBody, Problem> {
+        let read = self.count_user(call)?;
+        let body = routes::token(&*self.server.keeper, call, query).await?;
+        keep(read);
+        Ok(body)
     }
 
     /// Waits for the request's turn, before anything is done for it.
@@ -169,15 +174,15 @@ impl<K: Keeper> Caller<K> {
         let mut read = None;
         if path != "/healthz" {
             let call = self.call(path, Some(request.headers()))?;
-            read = self.count_user(&call, path)?;
-            if call::is_token_path(path) {
+            if request::token_path(path).is_some() {
                 if request.method() != Method::GET {
                     return Ok(not_get(request.method(), path));
                 }
                 let query = request.uri().query().unwrap_or_default();
-                let body = routes::token(&*self.server.keeper, &call, query).await?;
-                keep(read);
-                return Ok(token_response(body));
+                return self.token(&call, query).await.map(token_response);
+            }
+            if request::gives_token(path) {
+                read = self.count_user(&call)?;
             }
             if path == "/v1/events" {
                 let circumstances = self.circumstances();
@@ -195,11 +200,8 @@ impl<K: Keeper> Caller<K> {
     }
 
     /// Counts the user whose token is asked for, where the app's users are counted.
-    fn count_user(&self, call: &Call, path: &str) -> Result<Option<UserRead>, Problem> {
-        let (Some(user), true) = (&call.names.user, call::gives_token(path)) else {
-            return Ok(None);
-        };
-        let Some(party) = self.party() else {
+    fn count_user(&self, call: &Call) -> Result<Option<UserRead>, Problem> {
+        let (Some(user), Some(party)) = (&call.names.user, &call.party) else {
             return Ok(None);
         };
         let audit = |detail| {
@@ -249,6 +251,10 @@ impl<K: Keeper> Caller<K> {
 
     /// Returns the rule for this peer by the rules of now, which a reload may have changed. Tells a denial once.
     pub(super) fn rule(&self) -> Result<Arc<Rule>, Problem> {
+        Ok(self.admitted()?.0)
+    }
+
+    fn admitted(&self) -> Result<(Arc<Rule>, Option<Party>), Problem> {
         let peer = self.peer.as_ref().ok();
         self.matched(|matched| {
             if let Err(denied) = &matched.outcome
@@ -256,7 +262,10 @@ impl<K: Keeper> Caller<K> {
             {
                 self.server.note_refusal(&matched.rules, peer, denied);
             }
-            (matched.outcome.clone()).map_err(|denied| problem::forbidden(denied.detail(peer)))
+            match &matched.outcome {
+                Ok(rule) => Ok((Arc::clone(rule), matched.party.clone())),
+                Err(denied) => Err(problem::forbidden(denied.detail(peer))),
+            }
         })
     }
 

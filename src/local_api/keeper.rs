@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -14,7 +15,8 @@ use super::types::{
     AuditList, BackupAnswer, BackupRequest, Changed, EventView, GrantList, GrantView, History,
     ImportAnswer, ImportRequest, KeysView, Problem, ProviderList, RenewalView, Status, UserView,
 };
-use crate::refresh::grant::GrantKey;
+use crate::refresh::grant::{AccessFacts, Grant, GrantKey};
+use crate::refresh::reading::Readable;
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::AccessToken;
 
@@ -31,21 +33,32 @@ pub struct TokenRequest {
     pub counts_as_activity: bool,
 }
 
-/// An access token to answer with.
+/// An access token to answer with, shared with whatever else has it in memory.
 #[derive(Clone, Debug)]
 pub struct Token {
-    /// The token.
-    pub access_token: AccessToken,
-    /// Its type.
-    pub token_type: String,
-    /// When it ends.
-    pub expires_at: Option<UnixTime>,
-    /// The granted scope.
-    pub scope: Option<String>,
-    /// Its generation.
-    pub generation: u64,
+    readable: Arc<Readable>,
     /// The moment it was read at, from which `expires_in` counts.
     pub now: UnixTime,
+}
+
+impl Token {
+    /// Takes what was read of a grant at `now`, if there is an access token in it.
+    pub fn of(readable: Arc<Readable>, now: UnixTime) -> Option<Token> {
+        let is_whole = readable.access_token.is_some() && readable.grant.access.is_some();
+        is_whole.then_some(Token { readable, now })
+    }
+
+    /// Returns the grant that it is of.
+    pub fn grant(&self) -> &Grant {
+        &self.readable.grant
+    }
+
+    /// Returns the token itself, and what is known of it.
+    pub fn access(&self) -> (&AccessToken, &AccessFacts) {
+        let token = self.readable.access_token.as_ref();
+        let pair = token.zip(self.readable.grant.access.as_ref());
+        pair.expect("it was there when this was made")
+    }
 }
 
 /// What is to be paused or resumed.

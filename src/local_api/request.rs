@@ -34,6 +34,12 @@ pub(super) struct Names {
 impl Names {
     /// Reads the names out of a path, whose every segment has to be sound.
     pub(super) fn of(path: &str) -> Result<Names, Problem> {
+        if let Some((user, provider)) = token_path(path) {
+            return Ok(Names {
+                user: Some(name("user", user)?.into_owned()),
+                provider: Some(provider_and_account(&name("provider", provider)?)?),
+            });
+        }
         let mut names = Names::default();
         let mut before = "";
         let segments = path.strip_prefix('/').unwrap_or_default();
@@ -59,6 +65,34 @@ impl Names {
         }
         Ok(names)
     }
+}
+
+/// Returns a target's path and query.
+pub(super) fn path_and_query(target: &str) -> (&str, &str) {
+    split(target, b'?').unwrap_or((target, ""))
+}
+
+/// Returns user and provider as they are in a path, if it is the token route's.
+pub(super) fn token_path(path: &str) -> Option<(&str, &str)> {
+    grant_path(path, "/token")
+}
+
+/// Whether a path's route answers with a token.
+pub(super) fn gives_token(path: &str) -> bool {
+    token_path(path).is_some() || grant_path(path, "/refresh").is_some()
+}
+
+fn grant_path<'a>(path: &'a str, last: &str) -> Option<(&'a str, &'a str)> {
+    let rest = path.strip_prefix("/v1/users/")?.strip_suffix(last)?;
+    let (user, rest) = split(rest, b'/')?;
+    let provider = rest.strip_prefix("grants/")?;
+    split(provider, b'/').is_none().then_some((user, provider))
+}
+
+/// Splits at the first such byte, which is ASCII.
+fn split(text: &str, at: u8) -> Option<(&str, &str)> {
+    let at = memchr::memchr(at, text.as_bytes())?;
+    Some((&text[..at], &text[at + 1..]))
 }
 
 /// Splits at the first colon; `google:` and `:work` are refused.

@@ -132,11 +132,10 @@ pub(super) async fn token<K: Keeper>(
         counts_as_activity: call.counts(&query)?,
     };
     let token = keeper.token(&request).await?;
-    let key = &request.key;
-    if let Some(read) = call.audited(Audited::READ, Some(key), "") {
+    if let Some(read) = call.audited(Audited::READ, Some(&request.key), "") {
         keeper.audit(read);
     }
-    Ok(TokenBody::new(&token, key))
+    Ok(TokenBody::new(&token))
 }
 
 /// A longer `wait` than we hold connections for is cut, not refused: the caller is told to retry anyway.
@@ -161,12 +160,11 @@ async fn refresh<K: Keeper>(
         counts_as_activity,
     };
     let token = api.keeper.refresh(&asked, body.generation).await?;
-    let key = &asked.key;
-    if let Some(read) = call.audited(Audited::READ, Some(key), "") {
+    if let Some(read) = call.audited(Audited::READ, Some(&asked.key), "") {
         api.keeper.audit(read);
     }
     let json = [(hyper::header::CONTENT_TYPE, "application/json")];
-    let body = TokenBody::new(&token, key).into_bytes();
+    let body = TokenBody::new(&token).into_bytes();
     Ok((json, body).into_response())
 }
 

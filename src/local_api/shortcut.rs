@@ -13,9 +13,8 @@ use std::task::{Context, Poll, ready};
 use hyper::header;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::call;
 use super::limits::Progress;
-use super::request::NAMESPACE_HEADER;
+use super::request::{self, NAMESPACE_HEADER};
 
 /// A request with more headers than this is hyper's.
 const HEADERS: usize = 32;
@@ -99,7 +98,7 @@ where
     }
 
     /// Answers what came, if that goes at once.
-    fn take(&mut self, came: &[u8], cx: &mut Context<'_>) -> bool {
+    fn answer_at_once(&mut self, came: &[u8], cx: &mut Context<'_>) -> bool {
         match read(came) {
             Came::Ask(ask) => {
                 let Some(answer) = (self.begin)(ask, cx) else {
@@ -143,7 +142,7 @@ where
                 return Poll::Ready(Ok(()));
             }
             this.orderly &= resting;
-            if !(this.orderly && this.take(came, cx)) {
+            if !(this.orderly && this.answer_at_once(came, cx)) {
                 return Poll::Ready(Ok(()));
             }
             buffer.set_filled(before);
@@ -217,8 +216,9 @@ fn read(came: &[u8]) -> Came<'_> {
         mine &= !(is(NAMESPACE_HEADER) || is("origin") || is("referer"));
     }
     let target = request.path.unwrap_or_default();
-    let path = target.split_once('?').map_or(target, |(path, _)| path);
-    if mine && target.bytes().all(is_plain) && call::is_token_path(path) {
+    let (path, _) = request::path_and_query(target);
+    let is_plain = target.bytes().all(|byte| PLAIN[usize::from(byte)]);
+    if mine && is_plain && request::token_path(path).is_some() {
         Came::Ask(Ask { target, is_last })
     } else {
         Came::Other
@@ -226,9 +226,21 @@ fn read(came: &[u8]) -> Came<'_> {
 }
 
 /// Whether a byte of a target means the same to everybody who reads URIs.
-fn is_plain(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%/?:@&=+,!$'()*;".contains(&byte)
-}
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let others = b"-._~%/?:@&=+,!$'()*;";
+    let mut byte = 0;
+    while byte < others.len() {
+        plain[others[byte] as usize] = true;
+        byte += 1;
+    }
+    let mut byte = 0u8;
+    while byte < 128 {
+        plain[byte as usize] |= byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    plain
+};
 
 #[cfg(test)]
 mod tests {
@@ -300,7 +312,8 @@ mod tests {
         for how in ["read", "flush", "shutdown"] {
             let (mut shortcut, mut peer) = shortcut();
             let nobody = &mut Context::from_waker(std::task::Waker::noop());
-            assert!(shortcut.take(format!("{TOKEN}\r\n").as_bytes(), nobody));
+            let request = format!("{TOKEN}\r\n");
+            assert!(shortcut.answer_at_once(request.as_bytes(), nobody));
             let all = tokio::spawn(async move {
                 match how {
                     "read" => assert_eq!(shortcut.read(&mut [0; 9]).await.unwrap(), 4),

@@ -1,12 +1,12 @@
 //! The answer of the token route, as bytes.
 
+use std::io::Write;
 use std::time::SystemTime;
 
 use hyper::body::Bytes;
 
 use super::keeper::Token;
 use super::shortcut::Answer;
-use crate::refresh::grant::GrantKey;
 use crate::refresh::time::UnixTime;
 
 /// Room for a head before a body.
@@ -22,12 +22,12 @@ pub(super) struct TokenBody {
 impl TokenBody {
     /// Writes it. By hand: a general serializer looks at each byte of a long token by itself, and this is most of what a
     /// read costs.
-    pub(super) fn new(token: &Token, key: &GrantKey) -> Self {
-        let access_token = token.access_token.expose();
+    pub(super) fn new(token: &Token) -> Self {
+        let length = token.access().0.expose().len();
         // Room for it all, so that growing leaves no second copy of the token.
-        let mut bytes = Vec::with_capacity(HEAD + 2 * access_token.len() + 1024);
+        let mut bytes = Vec::with_capacity(HEAD + 2 * length + 1024);
         bytes.resize(HEAD, 0);
-        write(&mut bytes, token, key);
+        write(&mut bytes, token);
         TokenBody {
             bytes,
             now: token.now,
@@ -45,12 +45,16 @@ impl TokenBody {
         let date = SystemTime::UNIX_EPOCH + self.now.since(UnixTime::EPOCH);
         let date = httpdate::HttpDate::from(date);
         let connection = if is_last { "connection: close\r\n" } else { "" };
-        let head = format!(
+        let mut head = [0; HEAD];
+        let mut left = &mut head[..];
+        write!(
+            left,
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
              {connection}content-length: {length}\r\ndate: {date}\r\n\r\n"
-        );
-        let from = HEAD - head.len();
-        self.bytes[from..HEAD].copy_from_slice(head.as_bytes());
+        )
+        .expect("there is room for the longest");
+        let from = left.len();
+        self.bytes[from..HEAD].copy_from_slice(&head[..HEAD - from]);
         Answer {
             bytes: self.bytes,
             from,
@@ -58,44 +62,41 @@ impl TokenBody {
     }
 }
 
-fn write(body: &mut Vec<u8>, token: &Token, key: &GrantKey) {
-    let access_token = token.access_token.expose();
-    let mut text = |before: &str, value: &str| {
-        body.extend_from_slice(before.as_bytes());
-        write_string(body, value);
-    };
-    text("{\"access_token\":", access_token);
-    text(",\"token_type\":", &token.token_type);
-    if let Some(at) = token.expires_at {
-        let left = at.since(token.now).as_secs();
-        text(
-            &format!(",\"expires_in\":{left},\"expires_at\":"),
-            &at.rfc3339(),
-        );
+fn write(body: &mut Vec<u8>, token: &Token) {
+    let (grant, (access_token, access)) = (token.grant(), token.access());
+    let key = &grant.key;
+    string(body, "{\"access_token\":", access_token.expose());
+    string(body, ",\"token_type\":", &access.token_type);
+    if let Some(at) = access.expires_at {
+        number(body, ",\"expires_in\":", at.since(token.now).as_secs());
+        string(body, ",\"expires_at\":", &at.rfc3339());
     }
-    if let Some(scope) = &token.scope {
-        text(",\"scope\":", scope);
+    if let Some(scope) = &grant.scope {
+        string(body, ",\"scope\":", scope);
     }
-    text(
-        &format!(",\"generation\":{},\"user\":", token.generation),
-        &key.user,
-    );
-    text(",\"provider\":", &key.provider);
+    number(body, ",\"generation\":", grant.generation);
+    string(body, ",\"user\":", &key.user);
+    string(body, ",\"provider\":", &key.provider);
     if !key.account.is_empty() {
-        text(",\"account\":", &key.account);
+        string(body, ",\"account\":", &key.account);
     }
     body.push(b'}');
 }
 
-/// Writes a JSON string.
-fn write_string(body: &mut Vec<u8>, text: &str) {
-    // Without an early end the compiler looks at many bytes at once.
-    let plain = text.bytes().fold(true, |plain, byte| {
-        plain & (byte >= 0x20) & (byte != b'"') & (byte != b'\\')
-    });
-    if plain {
+fn number(body: &mut Vec<u8>, name: &str, value: u64) {
+    body.extend_from_slice(name.as_bytes());
+    write!(body, "{value}").expect("a Vec takes it");
+}
+
+/// Writes a JSON string, behind its name.
+fn string(body: &mut Vec<u8>, name: &str, text: &str) {
+    body.extend_from_slice(name.as_bytes());
+    let bytes = text.as_bytes();
+    // Both without an early end or a branch, so that many bytes are looked at at once.
+    let least = bytes.iter().fold(u8::MAX, |least, byte| least.min(*byte));
+    if least >= b' ' && memchr::memchr2(b'"', b'\\', bytes).is_none() {
         body.push(b'"');
-        body.extend_from_slice(text.as_bytes());
+        body.extend_from_slice(bytes);
         body.push(b'"');
     } else {
         serde_json::to_writer(body, text).expect("a string is JSON, and a Vec takes it");
@@ -104,12 +105,14 @@ fn write_string(body: &mut Vec<u8>, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::super::types::TokenAnswer;
     use super::*;
-    use crate::refresh::time::UnixTime;
-    use crate::refresh::token::AccessToken;
+    use crate::refresh::grant::{Grant, GrantKey};
+    use crate::refresh::reading::Readable;
+    use crate::refresh::token::{AccessToken, TokenSet};
 
     #[test]
     fn a_token_is_answered_as_its_type_is_serialized_whatever_is_in_it() {
@@ -124,14 +127,25 @@ mod tests {
                 account: if known { String::new() } else { (*text).into() },
             };
             let expires_at = known.then(|| now + Duration::from_secs(1800));
-            let token = Token {
-                access_token: AccessToken::new(*text),
+            let tokens = TokenSet {
+                access_token: Some(AccessToken::new(*text)),
                 token_type: "Bearer".into(),
                 expires_at,
+                obtained_at: now,
+                refresh_token: None,
+                refresh_token_end: None,
                 scope: known.then(|| (*text).into()),
-                generation: 7,
-                now,
             };
+            let grant = Grant {
+                generation: 7,
+                ..Grant::imported(key.clone(), &tokens, now)
+            };
+            let access_token = tokens.access_token;
+            let readable = Arc::new(Readable {
+                grant,
+                access_token,
+            });
+            let token = Token::of(readable, now).unwrap();
             let answer = TokenAnswer {
                 access_token: (*text).into(),
                 token_type: "Bearer".into(),
@@ -144,9 +158,9 @@ mod tests {
                 account: key.account.clone(),
             };
             let expected = serde_json::to_string(&answer).unwrap();
-            assert_eq!(TokenBody::new(&token, &key).into_bytes(), expected);
+            assert_eq!(TokenBody::new(&token).into_bytes(), expected);
             for is_last in [false, true] {
-                let answer = TokenBody::new(&token, &key).into_answer(is_last);
+                let answer = TokenBody::new(&token).into_answer(is_last);
                 let answer = String::from_utf8(answer.bytes[answer.from..].to_vec()).unwrap();
                 let (head, body) = answer.split_once("\r\n\r\n").unwrap();
                 assert_eq!(body, expected);

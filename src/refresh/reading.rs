@@ -4,6 +4,16 @@ use std::time::Duration;
 
 use super::grant::{AccessFacts, Grant, NeedsReason, PauseReason, Standing};
 use super::time::UnixTime;
+use super::token::AccessToken;
+
+/// A grant with its opened access token.
+#[derive(Clone, Debug)]
+pub struct Readable {
+    /// The grant.
+    pub grant: Grant,
+    /// The access token, if there is one and it opens.
+    pub access_token: Option<AccessToken>,
+}
 
 /// What a reader of a grant gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,17 +16,9 @@ use super::session::{Session, Trouble};
 use super::writer::Class;
 use super::{Cas, Store, StoreError};
 use crate::refresh::grant::{Grant, GrantId, GrantKey, PauseReason, Standing};
+use crate::refresh::reading::Readable;
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
-
-/// A grant with its opened access token.
-#[derive(Clone, Debug)]
-pub struct Readable {
-    /// The grant.
-    pub grant: Grant,
-    /// The access token, if there is one and it opens.
-    pub access_token: Option<AccessToken>,
-}
 
 /// A grant with what an attempt needs.
 #[derive(Clone, Debug)]

@@ -65,7 +65,7 @@ pub use ending::Ending;
 pub use events::{EventKind, EventPage, KeptEvent};
 pub use failing::Failing;
 pub use fingerprints::Short;
-pub use grants::{Attemptable, Import, Imported, Readable};
+pub use grants::{Attemptable, Import, Imported};
 pub use history::{By, Entry, Event};
 pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};

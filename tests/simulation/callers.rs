@@ -63,10 +63,11 @@ impl World {
         let mut witness = self.witness.borrow_mut();
         let problem = match answer {
             Ok(token) => {
-                let lives = token.expires_at.is_none_or(|at| at > token.now);
+                let (access_token, access) = token.access();
+                let lives = access.expires_at.is_none_or(|at| at > token.now);
                 let held = daemon.held(key);
-                witness.answers(token.access_token.expose(), held.as_deref(), lives);
-                return Answer::Token(token.generation);
+                witness.answers(access_token.expose(), held.as_deref(), lives);
+                return Answer::Token(token.grant().generation);
             }
             Err(problem) => problem,
         };

@@ -37,9 +37,10 @@ use super::types::{
     UserView,
 };
 use super::{listen, problem, server};
-use crate::refresh::grant::GrantKey;
+use crate::refresh::grant::{Grant, GrantKey};
+use crate::refresh::reading::Readable;
 use crate::refresh::time::UnixTime;
-use crate::refresh::token::AccessToken;
+use crate::refresh::token::{AccessToken, TokenSet};
 
 /// What no log may hold.
 const CANARY: &str = "canary-4f1d";
@@ -73,14 +74,29 @@ impl Recorder {
             self.slow.acquire().await.unwrap().forget();
         }
         let known = key.user != "unknown-expiry";
-        Ok(Token {
-            access_token: AccessToken::new(format!("{CANARY} \"\\\u{7}ü/{}", key.user)),
+        let now = UnixTime::from_millis(1_790_000_000_300);
+        let tokens = TokenSet {
+            access_token: Some(AccessToken::new(format!(
+                "{CANARY} \"\\\u{7}ü/{}",
+                key.user
+            ))),
             token_type: "Bearer".into(),
             expires_at: known.then_some(UnixTime::from_millis(1_790_000_100_250)),
+            obtained_at: now,
+            refresh_token: None,
+            refresh_token_end: None,
             scope: known.then(|| "a b".into()),
+        };
+        let grant = Grant {
             generation: 7,
-            now: UnixTime::from_millis(1_790_000_000_300),
-        })
+            ..Grant::imported(key.clone(), &tokens, now)
+        };
+        let access_token = tokens.access_token;
+        let readable = Arc::new(Readable {
+            grant,
+            access_token,
+        });
+        Ok(Token::of(readable, now).expect("it has an access token"))
     }
 }
 

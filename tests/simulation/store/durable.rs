@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use freshd::refresh::grant::{AccessFacts, Grant, GrantId, GrantKey, Mark, PauseReason, Standing};
+use freshd::refresh::reading::Readable;
 use freshd::refresh::time::UnixTime;
 use freshd::refresh::token::{AccessToken, RefreshToken, TokenSet};
 
-use super::{Import, ProviderState, Readable, RevocationId, TokenCommit};
+use super::{Import, ProviderState, RevocationId, TokenCommit};
 
 /// A grant's refresh tokens are remembered for so many generations, as in `src/store/fingerprints.rs`.
 const REMEMBERED: u64 = 32;

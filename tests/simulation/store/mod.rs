@@ -10,8 +10,8 @@ mod verbs;
 use std::time::Duration;
 
 pub use freshd::store::{
-    Attemptable, By, Cas, Failure, Import, Imported, Keys, Page, Place, ProviderState, Readable,
-    Restamper, Retired, RevocationId, RevocationJob, RotationError, StoreError, TokenCommit,
+    Attemptable, By, Cas, Failure, Import, Imported, Keys, Page, Place, ProviderState, Restamper,
+    Retired, RevocationId, RevocationJob, RotationError, StoreError, TokenCommit,
 };
 
 pub use durable::{Durable, Row};

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use freshd::refresh::grant::{Grant, GrantId, GrantKey, Mark, PauseReason, Standing};
 use freshd::refresh::horizon::Due;
 use freshd::refresh::policy::REFUSED_BACKOFF_CAP;
+use freshd::refresh::reading::Readable;
 use freshd::refresh::time::UnixTime;
 use freshd::refresh::token::TokenKind;
 
 use super::keys::opens;
 use super::{
-    Attemptable, By, Cas, Disk, Failure, Import, Imported, ProviderState, Readable, Restamper,
-    RevocationId, RevocationJob, Row, Store, StoreError, TokenCommit, linger,
+    Attemptable, By, Cas, Disk, Failure, Import, Imported, ProviderState, Restamper, RevocationId,
+    RevocationJob, Row, Store, StoreError, TokenCommit, linger,
 };
 use crate::world::{Break, world};
 

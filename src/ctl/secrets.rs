@@ -106,7 +106,7 @@ pub(super) async fn online(session: &mut Session<'_, '_>, args: &Export) -> Resu
     let call = Call::post("/v1/export").json(&request);
     let begun = session.client.stream(&call).await;
     let mut body = begun.map_err(|error| match &error {
-        CallError::Refused(problem) if problem.status == 403 => Failure::from(error).hint(
+        CallError::Refused(problem, _) if problem.status == 403 => Failure::from(error).hint(
             "run it as root; or set daemon.allow-export = true, which allows it to every admin, and restart freshd",
         ),
         _ => error.into(),

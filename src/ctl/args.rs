@@ -42,7 +42,7 @@ pub struct Global {
     /// The daemon's socket: the admin one, or for what it allows a shared or app one [env: FRESHD_SOCKET] [default: the configured admin socket]
     #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
     pub socket: Option<PathBuf>,
-    /// The configuration file
+    /// The configuration file [default: your own, where you are not root and have one, else /etc/freshd/freshd.toml]
     #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub config: Option<PathBuf>,
     /// Prints without colours, as the environment variable NO_COLOR does

@@ -231,6 +231,9 @@ def peers_get_what_their_rules_say(c):
         for what, who, socket, user, wanted in cases:
             expect(f"{what} {moment}", status(c, who, socket, user), wanted)
         expect(f"freshctl of freshd-admin {moment}", c.run(*become("keeper"), "freshctl", "status", check=False).returncode, 0)
+        checked = c.run(*become("keeper"), "env", "HOME=/nowhere", "freshctl", "check-config", check=False)
+        expect(f"freshctl check-config of freshd-admin {moment}", (checked.returncode, checked.stdout.split()[:2]),
+               (0, ["files", "/etc/freshd/freshd.toml"]))
         refused = c.run(*become("other"), "freshctl", "status", check=False)
         expect(f"freshctl of another {moment}", (refused.returncode, refused.stdout), (77, ""))
         if moment == "before a restart":

@@ -2,7 +2,8 @@
 //! state directory.
 
 use std::error::Error;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::Serialize;
@@ -241,6 +242,18 @@ pub(super) fn exit(code: u8) -> Exit {
         75 => Exit::TryLater,
         _ => Exit::Config,
     }
+}
+
+/// Opens a new file of mode 0600 for writing.
+pub(super) fn new_private_file(path: &Path) -> Result<File, Failure> {
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(0o600).open(path);
+    opened.map_err(|error| {
+        Failure::new(
+            Exit::CannotCreate,
+            format!("cannot create {}: {error}", path.display()),
+        )
+    })
 }
 
 /// Writes a new key to a new file of mode 0600.

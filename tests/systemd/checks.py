@@ -484,10 +484,13 @@ def a_purge_leaves_what_it_says(c):
     left = c.sh("find / -xdev \\( -path /proc -o -path /sys -o -path /opt \\) -prune -o -name '*freshd*' -print").stdout.split()
     # What others keep: the user's own files, the journal, man's cache.
     found = [path for path in left if not path.startswith(("/home/bob/", "/var/log/journal/", "/var/cache/man/"))]
+    told = {line.removeprefix("freshd: left ") for line in said.splitlines() if line.startswith("freshd: left /")}
     unsaid = [path for path in found if not any(
-        f"left {above}" in said for above in (path, os.path.dirname(path), os.path.dirname(os.path.dirname(path))))]
+        above in told for above in (path, os.path.dirname(path), os.path.dirname(os.path.dirname(path))))]
     print("    " + said.replace("\n", "\n    ").strip())
     expect("left and not told", unsaid, [])
+    expect("told and not left", [path for path in told if not os.path.lexists(c.root + path)], [])
+    expect("a unit's link is told", [path for path in told if ".wants/freshd-app@" in path] != [], True)
     c.run("getent", "passwd", "freshd")
 
 

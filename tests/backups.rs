@@ -54,6 +54,37 @@ async fn a_backup_is_private_sealed_and_never_overwrites() {
 }
 
 #[tokio::test]
+async fn the_status_tells_of_a_copy_that_was_made_by_hand_where_the_nightly_ones_go() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let job = format!(
+        "[maintenance]\nbackup = \"0 0 3 1 1 *\"\nbackup-dir = {:?}",
+        dir.path()
+    );
+    let (_rotating, _server, freshd) = daemon_with(&["anna"], &job).await;
+    let line = |said: &str| {
+        let mut lines = said.lines();
+        let found = lines.find(|line| line.starts_with("copies "));
+        found.expect("a line about copies").to_owned()
+    };
+    let said = freshd.freshctl(&["status"], "").await;
+    let told = line(&said.stdout);
+    assert!(told.contains("none yet in "), "{told}");
+
+    let copy = dir.path().join("first.backup");
+    let copy = copy.to_str().expect("ASCII");
+    assert_eq!(freshd.freshctl(&["backup", copy], "").await.code, Some(0));
+    let said = freshd.freshctl(&["status"], "").await;
+    let told = line(&said.stdout);
+    assert!(
+        told.contains("the newest ") && !told.contains(" -,"),
+        "{told}"
+    );
+    let said = freshd.freshctl(&["status", "--json"], "").await;
+    let status: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+    assert!(status["copies"]["newest_at"].is_string(), "{status}");
+}
+
+#[tokio::test]
 async fn the_maintenance_job_keeps_the_newest_copies() {
     let dir = tempfile::tempdir().expect("a directory");
     let backups = dir.path().join("backups");

@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -127,6 +128,12 @@ async fn a_changed_key_opens_the_store_and_the_old_one_does_not() {
         "what to do next: {}",
         said.stderr
     );
+    assert!(
+        said.stdout.contains(&new) && said.stderr.contains("keep the old key"),
+        "which key opens what: {} {}",
+        said.stdout,
+        said.stderr
+    );
     let after = contents(&scene.freshd.config.state_dir());
     assert_eq!(
         after["freshd.db"], before["freshd.db"],
@@ -197,6 +204,61 @@ async fn a_recovery_key_opens_the_store_when_its_key_is_lost_and_a_wrong_one_cha
         gone.stderr
     );
     scene.serves_anna().await;
+}
+
+#[tokio::test]
+async fn a_recovery_key_goes_to_a_private_new_file_and_a_file_that_others_may_read_is_warned_of() {
+    let mut scene = Scene::new().await;
+    let file = scene.path("recovery");
+    std::fs::write(&file, "mine").expect("ours");
+    let before = contents(&scene.freshd.config.state_dir());
+    let args = ["key", "recovery", "--output", &file];
+    let refused = scene.freshd.freshctl(&args, "").await;
+    assert_eq!(refused.code, Some(73), "{}", refused.stderr);
+    assert_eq!(std::fs::read(&file).expect("ours"), b"mine");
+    assert!(contents(&scene.freshd.config.state_dir()) == before);
+
+    std::fs::remove_file(&file).expect("ours");
+    let said = scene.does(&args, "").await;
+    let mode = std::fs::metadata(&file).expect("it is there").permissions();
+    assert_eq!(mode.mode() & 0o7777, 0o600);
+    let key = std::fs::read_to_string(&file).expect("ours");
+    assert_eq!(key.trim_end().len(), 69);
+    assert!(!said.stdout.contains(key.trim_end()) && !said.stderr.contains(key.trim_end()));
+
+    // There is one, so no other is made, and no file stays that looks like one.
+    let again = scene.path("again");
+    let args = ["key", "recovery", "--output", &again];
+    let refused = scene.freshd.freshctl(&args, "").await;
+    assert_eq!(refused.code, Some(64), "{}", refused.stderr);
+    assert!(!Path::new(&again).exists());
+
+    let new = scene.new_key("new-key").await;
+    let change = ["key", "change-kek", &new, "--recovery-key-file", &file];
+    scene.does(&change, "").await;
+    scene.install(&new);
+    scene.serves_anna().await;
+
+    for (mode, warned) in [(0o644, true), (0o640, true), (0o600, false)] {
+        let shown = std::fs::File::create(scene.path("shown")).expect("ours");
+        shown
+            .set_permissions(std::fs::Permissions::from_mode(mode))
+            .expect("ours");
+        let ended = tokio::process::Command::new(env!("CARGO_BIN_EXE_freshctl"))
+            .arg("--config")
+            .arg(scene.freshd.config.file())
+            .args(["key", "recovery", "--replace"])
+            .stdout(shown)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs")
+            .wait_with_output()
+            .await
+            .expect("our child");
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{told}");
+        assert_eq!(told.contains("warning: "), warned, "{mode:o} {told}");
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! README.md holds together: its links lead somewhere, and what it says twice with the code is the same.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const README: &str = include_str!("../README.md");
@@ -38,6 +38,73 @@ fn rows(below: &str) -> Vec<(&'static str, &'static str)> {
         .collect()
 }
 
+fn links_in(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](")
+        .skip(1)
+        .map(|link| link.split(')').next().unwrap())
+}
+
+/// The paths that the package installs, and the directories that they are in.
+fn installed() -> BTreeSet<PathBuf> {
+    let manifest: toml::Table = include_str!("../Cargo.toml").parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"]
+        .as_array()
+        .unwrap();
+    let mut files = BTreeSet::from([PathBuf::from("/usr/share/doc/freshd/copyright")]);
+    for asset in assets {
+        let (source, to) = (asset[0].as_str().unwrap(), asset[1].as_str().unwrap());
+        let to = Path::new("/").join(to);
+        let Some((dir, ending)) = source.split_once('*') else {
+            let name = Path::new(source).file_name().unwrap();
+            files.insert(match asset[1].as_str().unwrap().ends_with('/') {
+                true => to.join(name),
+                false => to,
+            });
+            continue;
+        };
+        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(ending) {
+                files.insert(to.join(name));
+            }
+        }
+    }
+    let directories: Vec<PathBuf> = files
+        .iter()
+        .flat_map(|file| file.ancestors().skip(1).map(Path::to_owned))
+        .collect();
+    files.extend(directories);
+    files
+}
+
+#[test]
+fn every_link_of_the_installed_readme_leads_to_a_file_of_the_package() {
+    let told = Command::new("sed")
+        .args(["-f", "systemd/readme.sed", "README.md"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(told.status.success(), "{told:?}");
+    let told = String::from_utf8(told.stdout).unwrap();
+    let installed = installed();
+    let mut files = 0;
+    for target in links_in(&told).filter(|it| !it.starts_with('#') && !it.starts_with("https://")) {
+        files += 1;
+        let path = Path::new("/usr/share/doc/freshd").join(target);
+        assert!(installed.contains(&path), "the package has no {path:?}");
+    }
+    assert!(files > 8, "{files} links to files");
+    // What the text names by its installed place is there too.
+    for (_, rest) in README
+        .match_indices("/usr/share/doc/freshd")
+        .map(|(at, _)| README.split_at(at))
+    {
+        let end = rest.find(|c: char| c.is_whitespace() || "`,;)".contains(c));
+        let path = Path::new(&rest[..end.unwrap()]);
+        assert!(installed.contains(path), "the package has no {path:?}");
+    }
+}
+
 #[test]
 fn every_link_leads_to_a_heading_or_a_file() {
     let headings: Vec<String> = text()
@@ -48,8 +115,7 @@ fn every_link_leads_to_a_heading_or_a_file() {
     assert_eq!(different.len(), headings.len(), "two headings are the same");
     let all: String = text().collect::<Vec<_>>().join("\n");
     let mut links = 0;
-    for link in all.split("](").skip(1) {
-        let target = link.split(')').next().unwrap();
+    for target in links_in(&all) {
         links += 1;
         if let Some(heading) = target.strip_prefix('#') {
             assert!(

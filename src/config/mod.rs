@@ -201,10 +201,13 @@ const CACHE_BYTES: usize = 16 << 20;
 /// Longer than any outage of a provider that somebody would sit out.
 const REVOCATION_DAYS: u32 = 30;
 
+/// The configuration of root and of the system's service.
+pub const SYSTEM_FILE: &str = "/etc/freshd/freshd.toml";
+
 impl Defaults {
     /// The system's directories, for root and for systemd system services (`/etc`, `/var/lib`, `/run`).
     pub fn system(env: &dyn Fn(&str) -> Option<String>) -> Self {
-        let etc = Path::new("/etc/freshd");
+        let etc = Path::new(SYSTEM_FILE).parent().unwrap_or("/".as_ref());
         Defaults::at(
             env,
             etc,

@@ -42,7 +42,7 @@ pub struct Global {
     /// The daemon's socket: the admin one, or for what it allows a shared or app one [env: FRESHD_SOCKET] [default: the configured admin socket]
     #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
     pub socket: Option<PathBuf>,
-    /// The configuration file
+    /// The configuration file [default: your own, where you are not root and have one, else /etc/freshd/freshd.toml]
     #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub config: Option<PathBuf>,
     /// Prints without colours, as the environment variable NO_COLOR does
@@ -207,7 +207,7 @@ pub struct Export {
     /// Writes to a new file of mode 0600 (default: standard output, which must not be a terminal)
     #[arg(long, short, value_name = "FILE", requires = "with_secrets")]
     pub output: Option<PathBuf>,
-    /// Without a daemon: opens the store with its key, as root or freshd's user, after freshd was stopped
+    /// Without a daemon: opens the store with its key, as root or as freshd's user where that may read it, after freshd was stopped
     #[arg(long, requires = "with_secrets")]
     pub offline: bool,
     /// With --offline, the key (default: the systemd credential freshd.key, else the configured key file)
@@ -438,7 +438,7 @@ pub struct Restore {
 }
 
 const RESTORE_HELP: &str = "\
-Run it as the user that freshd runs as, after freshd was stopped. A copy can't tell how old it is: its refresh tokens may \
+Run it as root, or as the user that freshd runs as where that may read the key, after freshd was stopped. A copy can't tell how old it is: its refresh tokens may \
 have been spent since. So grants of providers that rotate refresh tokens are not refreshed until they are released, \
 while access tokens that live are served. Grants that were deleted since the copy was made are deleted again.";
 
@@ -476,7 +476,7 @@ pub enum Key {
 }
 
 const OFFLINE_HELP: &str = "\
-Run it as root, or as the user that freshd runs as, after freshd was stopped. Only the keyring is written, whole or not at all.";
+Run it as root, or as the user that freshd runs as where that may read the key, after freshd was stopped. Only the keyring is written, whole or not at all.";
 
 /// `key change-kek`.
 #[derive(Args, Debug)]
@@ -501,8 +501,11 @@ pub struct Recovery {
     #[arg(long)]
     pub replace: bool,
     /// Ends the one that is there, and makes none
-    #[arg(long, conflicts_with = "replace")]
+    #[arg(long, conflicts_with_all = ["replace", "output"])]
     pub remove: bool,
+    /// Writes it to a new file of mode 0600; one that is there is never overwritten (default: standard output)
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
     /// The key (default: the systemd credential freshd.key, else the configured key file)
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,

@@ -257,7 +257,7 @@ async fn fly(
             }
             _ => record.detail = Some("the daemon's answer is not understood".to_owned()),
         },
-        Err(CallError::Refused(problem)) if !matches!(problem.status, 408 | 429 | 503 | 507) => {
+        Err(CallError::Refused(problem, _)) if !matches!(problem.status, 408 | 429 | 503 | 507) => {
             record.kind = Some(problem.kind);
             record.detail = Some(without_secrets(problem.detail, &entry));
         }
@@ -274,7 +274,7 @@ async fn fly(
 /// tried again at once, the first time.
 pub(super) fn pause(error: &CallError, tries: u32) -> Duration {
     let asked = match error {
-        CallError::Refused(problem) => problem.retry_after.map(Duration::from_secs),
+        CallError::Refused(problem, _) => problem.retry_after.map(Duration::from_secs),
         CallError::Lost(_) if tries == 1 => Some(Duration::ZERO),
         _ => None,
     };

@@ -1,7 +1,7 @@
 //! Why the daemon gave no good answer, and what that means for exit code and hint.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::client::BODY_LIMIT;
@@ -32,9 +32,9 @@ pub enum CallError {
     /// The namespace can't be sent.
     #[error("the namespace cannot be sent: a name has no control characters")]
     Namespace,
-    /// The daemon refused.
+    /// The daemon refused, at this socket.
     #[error("{}", told(.0))]
-    Refused(Box<Problem>),
+    Refused(Box<Problem>, PathBuf),
 }
 
 /// The operating system's words, without its error number.
@@ -63,6 +63,14 @@ const MOVED: &str = "urn:freshd:moved";
 /// The daemon can't make a file where it was to.
 const CANNOT_CREATE: &str = "urn:freshd:cannot-create";
 
+/// Which socket was asked, and how the usual one is.
+fn this_was(socket: &Path) -> String {
+    format!(
+        "this was the socket {}: without FRESHD_SOCKET and --socket freshctl asks the configured admin socket",
+        socket.display()
+    )
+}
+
 /// Returns whether the socket does not have the verb: only the admin one has all.
 fn admin_only(problem: &Problem) -> bool {
     problem.kind == "urn:freshd:no-such-route"
@@ -75,7 +83,7 @@ impl CallError {
             CallError::Connect { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
             CallError::Lost(_) | CallError::TimedOut(_) => true,
             CallError::TooLong | CallError::Namespace => false,
-            CallError::Refused(problem) => {
+            CallError::Refused(problem, _) => {
                 matches!(problem.status, 408 | 429 | 503 | 507) && problem.kind != MOVED
             }
         }
@@ -91,9 +99,9 @@ impl CallError {
             CallError::Lost(_) | CallError::TimedOut(_) => Exit::TryLater,
             CallError::TooLong => Exit::Internal,
             CallError::Namespace => Exit::Usage,
-            CallError::Refused(problem) if admin_only(problem) => Exit::Permission,
-            CallError::Refused(problem) if problem.kind == CANNOT_CREATE => Exit::CannotCreate,
-            CallError::Refused(problem) => match problem.status {
+            CallError::Refused(problem, _) if admin_only(problem) => Exit::Permission,
+            CallError::Refused(problem, _) if problem.kind == CANNOT_CREATE => Exit::CannotCreate,
+            CallError::Refused(problem, _) => match problem.status {
                 401 | 403 => Exit::Permission,
                 404 => Exit::NoSuchGrant,
                 409 => Exit::NotServed,
@@ -119,28 +127,30 @@ impl CallError {
             CallError::Lost(_) | CallError::TimedOut(_) => {
                 Some("look at what it logs: journalctl -u freshd".to_owned())
             }
-            CallError::Refused(problem) if problem.kind == MOVED => Some(
+            CallError::Refused(problem, _) if problem.kind == MOVED => Some(
                 "run it on the other host; while the final backup is being made it may still fail, and then all goes on here: freshctl status"
                     .to_owned(),
             ),
-            CallError::Refused(problem) if problem.kind == "urn:freshd:provider-unknown" => {
+            CallError::Refused(problem, _) if problem.kind == "urn:freshd:provider-unknown" => {
                 Some("freshctl providers lists those that are configured".to_owned())
             }
-            CallError::Refused(problem) if problem.kind == CANNOT_CREATE => Some(
+            CallError::Refused(problem, _) if problem.kind == CANNOT_CREATE => Some(
                 "freshd writes it, as its own user and only where its unit lets it (ReadWritePaths=): name a new file in a directory that is there and that it may write"
                     .to_owned(),
             ),
-            CallError::Refused(problem) if problem.kind == "about:blank" => {
+            CallError::Refused(problem, _) if problem.kind == "about:blank" => {
                 Some("is this freshd's socket? --socket names another".to_owned())
             }
-            CallError::Refused(problem) => match (problem.retry_after, problem.status) {
+            CallError::Refused(problem, socket) => match (problem.retry_after, problem.status) {
                 (Some(seconds), _) => Some(format!("try again in {}", length(seconds))),
-                (None, 403) => {
-                    Some("the daemon's log shows the rule that would admit you".to_owned())
-                }
-                (None, 404) if admin_only(problem) => Some(
-                    "an app's socket has no admin verbs: --socket names the admin one".to_owned(),
-                ),
+                (None, 403) => Some(format!(
+                    "{}\nfor an app's request there, the daemon's log shows the rule that would admit you",
+                    this_was(socket)
+                )),
+                (None, 404) if admin_only(problem) => Some(format!(
+                    "an app's socket has no admin verbs\n{}",
+                    this_was(socket)
+                )),
                 _ => None,
             },
             CallError::TooLong | CallError::Namespace => None,
@@ -197,7 +207,7 @@ mod tests {
             since: None,
             retry_after: Some(60),
         };
-        let error = CallError::Refused(Box::new(problem));
+        let error = CallError::Refused(Box::new(problem), "/s".into());
         assert!(!error.may_pass());
         let (exit, hint) = told(error);
         assert_eq!(exit, Exit::TryLater);
@@ -218,8 +228,18 @@ mod tests {
             since: None,
             retry_after: None,
         };
-        let (exit, hint) = told(CallError::Refused(Box::new(problem)));
-        assert_eq!(exit, Exit::Permission);
-        assert!(hint.contains("--socket"), "{hint}");
+        let forbidden = Problem {
+            kind: "urn:freshd:forbidden".to_owned(),
+            status: 403,
+            ..problem.clone()
+        };
+        for problem in [problem, forbidden] {
+            let (exit, hint) = told(CallError::Refused(Box::new(problem), "/app/s".into()));
+            assert_eq!(exit, Exit::Permission);
+            assert!(
+                hint.contains("the socket /app/s") && hint.contains("FRESHD_SOCKET and --socket"),
+                "{hint}"
+            );
+        }
     }
 }

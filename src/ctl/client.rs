@@ -316,11 +316,9 @@ impl Client {
         };
         self.keep(connection);
         if !parts.status.is_success() {
-            return Err(CallError::Refused(Box::new(problem(
-                parts.status,
-                &parts.headers,
-                &body,
-            ))));
+            let problem = problem(parts.status, &parts.headers, &body);
+            let socket = self.socket.clone();
+            return Err(CallError::Refused(Box::new(problem), socket));
         }
         Ok(Answer {
             body,

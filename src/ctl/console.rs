@@ -23,7 +23,7 @@ pub struct Console<'a> {
     pub root: bool,
 }
 
-/// Which streams are terminals.
+/// Which streams are terminals, and what else there is to know of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terminals {
     /// Standard input.
@@ -32,6 +32,8 @@ pub struct Terminals {
     pub stdout: bool,
     /// Standard error.
     pub stderr: bool,
+    /// Standard output is none, but a file that other users may read.
+    pub stdout_is_readable: bool,
 }
 
 impl Console<'_> {

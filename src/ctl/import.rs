@@ -191,9 +191,10 @@ pub(super) async fn import(session: &mut Session<'_, '_>, args: &Import) -> Resu
     let tokens = tokens(&mut members).map_err(bad)?;
     let call = call(user, provider, &tokens, args);
     let answer = match session.client.send(&call).await {
-        Err(CallError::Refused(problem)) if is_there(&problem) => {
-            let text = CallError::Refused(problem).to_string();
-            return Err(Failure::new(Exit::Attention, text).hint("--replace replaces it"));
+        Err(error) if matches!(&error, CallError::Refused(problem, _) if is_there(problem)) => {
+            return Err(
+                Failure::new(Exit::Attention, error.to_string()).hint("--replace replaces it")
+            );
         }
         answer => answer?,
     };

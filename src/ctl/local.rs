@@ -2,7 +2,8 @@
 //! state directory.
 
 use std::error::Error;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,30 +11,74 @@ use serde::Serialize;
 use super::console::Console;
 use super::failure::{Exit, Failure};
 use super::output::{Look, escape};
-use crate::config::{self, ConfigError, Defaults, Description};
+use crate::config::{self, ConfigError, Defaults, Description, SYSTEM_FILE};
 use crate::store::Kek;
 use crate::store::KeyError;
 use crate::store::rekey::{self, PUT_KEY_BACK};
 
-/// Returns where the configuration is looked for: as the daemon does, by who we are.
-pub(super) fn defaults(console: &Console<'_>) -> Defaults {
+/// Returns where the configuration is looked for, and what holds where it is silent: as the daemon does, by who we
+/// are. Who is not root and has no configuration of their own means the system's.
+pub(super) fn defaults(named: Option<&Path>, console: &Console<'_>) -> Defaults {
     let env = console.env;
     let env = |name: &str| env(name).and_then(|value| value.into_string().ok());
-    if console.root {
-        Defaults::system(&env)
+    let system = Defaults::system(&env);
+    if console.root || env("STATE_DIRECTORY").is_some() {
+        return system;
+    }
+    choose(named, Defaults::user(&env), system)
+}
+
+fn choose(named: Option<&Path>, own: Defaults, system: Defaults) -> Defaults {
+    let systems = match named {
+        Some(file) => file == system.file,
+        None => !own.file.exists() && system.file.exists(),
+    };
+    if systems { system } else { own }
+}
+
+/// Reads a configuration, and says which secret files are closed to us where that is no error: an admin of the
+/// system's freshd need not be able to read its secrets.
+fn read(
+    file: &Path,
+    defaults: &Defaults,
+    console: &Console<'_>,
+) -> Result<(Description, Vec<String>), Vec<ConfigError>> {
+    if !console.root && file == Path::new(SYSTEM_FILE) {
+        config::look(file, defaults)
     } else {
-        Defaults::user(&env)
+        config::check(file, defaults).map(|described| (described, Vec::new()))
     }
 }
 
 /// Checks the configuration and says what it means, or everything that is wrong with it.
 pub(super) fn check_config(
-    file: Option<&Path>,
+    named: Option<&Path>,
     look: Look,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let defaults = defaults(console);
-    let checked = config::check(file.unwrap_or(&defaults.file), &defaults);
+    let defaults = defaults(named, console);
+    let system = Path::new(SYSTEM_FILE);
+    if !console.root && named.is_none() {
+        let (file, own) = (defaults.file.display(), defaults.file != system);
+        match own {
+            false => console.note(&format!(
+                "this is {file}, the system's, for you have none of your own"
+            )),
+            true if system.exists() => console.note(&format!(
+                "this is {file}, your own; the system's: freshctl check-config {SYSTEM_FILE}"
+            )),
+            true => {}
+        }
+    }
+    let checked = read(named.unwrap_or(&defaults.file), &defaults, console);
+    let checked = checked.map(|(described, closed)| {
+        for file in closed {
+            console.note(&format!(
+                "{file} holds a client secret, is closed to you and was not checked; root can check it"
+            ));
+        }
+        described
+    });
     say_checked(checked, look, console)
 }
 
@@ -77,9 +122,9 @@ pub(super) struct Place {
 
 /// Reads the configuration, which says where the state directory and the key are.
 pub(super) fn place(config: Option<&Path>, console: &Console<'_>) -> Result<Place, Failure> {
-    let defaults = defaults(console);
-    let described =
-        config::check(config.unwrap_or(&defaults.file), &defaults).map_err(|errors| {
+    let defaults = defaults(config, console);
+    let (described, _) =
+        read(config.unwrap_or(&defaults.file), &defaults, console).map_err(|errors| {
             refused(&errors).hint(
                 "the configuration says where the state directory and the key are, and which providers rotate",
             )
@@ -199,6 +244,18 @@ pub(super) fn exit(code: u8) -> Exit {
     }
 }
 
+/// Opens a new file of mode 0600 for writing.
+pub(super) fn new_private_file(path: &Path) -> Result<File, Failure> {
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(0o600).open(path);
+    opened.map_err(|error| {
+        Failure::new(
+            Exit::CannotCreate,
+            format!("cannot create {}: {error}", path.display()),
+        )
+    })
+}
+
 /// Writes a new key to a new file of mode 0600.
 pub(super) fn generate_key(
     file: &Path,
@@ -218,4 +275,35 @@ pub(super) fn generate_key(
         ))?;
     }
     Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_configuration_of_their_own_an_admin_means_the_systems() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = |_: &str| None;
+        let at = |name: &str, defaults: Defaults| Defaults {
+            file: dir.path().join(name),
+            ..defaults
+        };
+        let (own, system) = (
+            at("own", Defaults::user(&none)),
+            at("system", Defaults::system(&none)),
+        );
+        let chosen = |named: Option<&Path>| {
+            let chosen = choose(named, own.clone(), system.clone());
+            (chosen.file, chosen.daemon.state_dir)
+        };
+        let is = |it: &Defaults| (it.file.clone(), it.daemon.state_dir.clone());
+        assert_eq!(chosen(None), is(&own), "with none of the two");
+        std::fs::write(&system.file, "").unwrap();
+        assert_eq!(chosen(None), is(&system));
+        assert_eq!(chosen(Some("/elsewhere".as_ref())), is(&own));
+        std::fs::write(&own.file, "").unwrap();
+        assert_eq!(chosen(None), is(&own), "their own comes first");
+        assert_eq!(chosen(Some(&system.file)), is(&system), "where it is named");
+    }
 }

@@ -283,8 +283,8 @@ async fn land(
                 (None, changed) => totals.changed += changed,
             }
         }
-        Err(CallError::Refused(problem)) if problem.status == 404 => {}
-        Err(error @ CallError::Refused(_)) => {
+        Err(CallError::Refused(problem, _)) if problem.status == 404 => {}
+        Err(error @ CallError::Refused(..)) => {
             refused(session, totals, bar, &grant, &error.to_string());
         }
         Err(error) => return Err(error.into()),

@@ -59,6 +59,7 @@ mod why;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -70,6 +71,7 @@ use client::Client;
 pub use console::{Console, Terminals};
 use failure::{Exit, Failure};
 use output::Look;
+use rustix::fs::{FileType, Mode};
 
 /// Returns the definition of the command line.
 pub fn command() -> clap::Command {
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         stdin: io::stdin().is_terminal(),
         stdout: io::stdout().is_terminal(),
         stderr: io::stderr().is_terminal(),
+        stdout_is_readable: is_readable(io::stdout()),
     };
     let mut console = Console {
         stdin: Box::new(io::stdin()),
@@ -92,6 +95,14 @@ pub fn main() -> ExitCode {
         root: rustix::process::geteuid().is_root(),
     };
     ExitCode::from(run(std::env::args_os(), &mut console))
+}
+
+/// Returns whether this is a regular file that other users may read.
+fn is_readable(stream: impl AsFd) -> bool {
+    rustix::fs::fstat(stream).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && Mode::from_raw_mode(stat.st_mode).intersects(Mode::RGRP | Mode::ROTH)
+    })
 }
 
 /// Runs one command line, the program's name first, and returns the exit code.

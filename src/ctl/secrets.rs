@@ -1,9 +1,8 @@
 //! `export --with-secrets`: encrypted bytes from the daemon, or from a store that no daemon uses, to where an admin wants
 //! them. No plain text comes here but within the offline export, in memory.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -16,7 +15,7 @@ use super::call_error::CallError;
 use super::client::Call;
 use super::console::Console;
 use super::failure::{Exit, Failure};
-use super::local::{self, STOP, chain, exit, place};
+use super::local::{self, STOP, chain, exit, new_private_file, place};
 use super::output::{Look, count, escape};
 use crate::daemon::clock::Clock;
 use crate::local_api::types::{EXPORTED_GRANTS, ExportRequest};
@@ -40,14 +39,7 @@ impl Output {
                 whole: false,
             });
         };
-        let mut options = OpenOptions::new();
-        let opened = options.write(true).create_new(true).mode(0o600).open(path);
-        let file = opened.map_err(|error| {
-            Failure::new(
-                Exit::CannotCreate,
-                format!("cannot create {}: {error}", path.display()),
-            )
-        })?;
+        let file = new_private_file(path)?;
         Ok(Output {
             file: Some((path.clone(), file)),
             whole: false,
@@ -106,7 +98,7 @@ pub(super) async fn online(session: &mut Session<'_, '_>, args: &Export) -> Resu
     let call = Call::post("/v1/export").json(&request);
     let begun = session.client.stream(&call).await;
     let mut body = begun.map_err(|error| match &error {
-        CallError::Refused(problem) if problem.status == 403 => Failure::from(error).hint(
+        CallError::Refused(problem, _) if problem.status == 403 => Failure::from(error).hint(
             "run it as root; or set daemon.allow-export = true, which allows it to every admin, and restart freshd",
         ),
         _ => error.into(),

@@ -5,9 +5,8 @@ use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::failure::{Exit, Failure};
-use crate::config::Defaults;
+use crate::config::{Defaults, SYSTEM_FILE};
 
-const SYSTEM_CONFIG: &str = "/etc/freshd/freshd.toml";
 const SYSTEM_SOCKET: &str = "/run/freshd/admin/freshd.sock";
 const WHICH: &str =
     "mend it (freshctl check-config names the line), or name the daemon's socket: --socket PATH";
@@ -61,7 +60,7 @@ pub fn find(
             return Ok(or_default(found, default));
         }
     }
-    let found = configured(Path::new(SYSTEM_CONFIG), false);
+    let found = configured(Path::new(SYSTEM_FILE), false);
     Ok(or_default(found, SYSTEM_SOCKET.into()))
 }
 

@@ -123,10 +123,10 @@ fn facts(look: Look, status: &Status, now: Option<UnixTime>) -> String {
     let free = free.map_or_else(String::new, |free| format!(", {} free", size(free)));
     let copies = match &status.condition.copies {
         None => "none by night: maintenance.backup-dir is not set".to_owned(),
-        Some(copies) => {
-            let newest = relative_or_dash(copies.newest_at.as_deref(), now);
-            format!("the newest {newest}, in {}", copies.dir)
-        }
+        Some(copies) => match &copies.newest_at {
+            Some(at) => format!("the newest {}, in {}", relative(at, now), copies.dir),
+            None => format!("none yet in {}", copies.dir),
+        },
     };
     let next = relative_or_dash(status.next_due_at.as_deref(), now);
     let in_flight = count(status.in_flight as u64, "request");

@@ -9,7 +9,7 @@ use crate::config;
 use crate::local_api::condition::{Condition, CopiesView, EndingView, FailingView, LateView};
 use crate::local_api::types::RenewalView;
 use crate::refresh::time::UnixTime;
-use crate::store::{StoreError, newest_nightly};
+use crate::store::{Newest, StoreError};
 
 /// A refresh that has not begun so long after it was due is late. A catch-up after a restart is over before.
 const LATE: Duration = Duration::from_secs(120);
@@ -101,24 +101,19 @@ async fn renewals(shared: &Shared) -> Result<Vec<RenewalView>, StoreError> {
 
 async fn copies(shared: &Shared, now: UnixTime) -> Option<CopiesView> {
     let (dir, cron) = shared.known.nightly.as_ref()?;
-    let looked_at = dir.clone();
-    // It may wait for a disk.
-    let newest = tokio::task::spawn_blocking(move || newest_nightly(&looked_at)).await;
     let mut error = lock(&shared.known.no_copy).clone();
-    let newest = match newest.ok()? {
-        Ok(newest) => newest,
-        Err(unreadable) => {
-            error.get_or_insert_with(|| unreadable.to_string());
-            None
-        }
-    };
-    // What was to be made before this daemon ran is not missed by it, where there is no copy at all.
-    let after = newest.unwrap_or(shared.started_at);
+    let newest = shared.store.newest_copies(dir).await;
+    let newest = newest.unwrap_or_else(|unreadable| {
+        error.get_or_insert_with(|| unreadable.to_string());
+        Newest::default()
+    });
+    // What was to be made before this daemon ran is not missed by it, where there is no nightly copy at all.
+    let after = newest.nightly.unwrap_or(shared.started_at);
     let missed_at = config::next_of_cron(cron, after);
     let missed_at = missed_at.filter(|due| *due + COPYING < now);
     Some(CopiesView {
         dir: dir.to_string_lossy().into_owned(),
-        newest_at: newest.map(UnixTime::rfc3339),
+        newest_at: newest.any.map(UnixTime::rfc3339),
         error,
         missed_at: missed_at.map(UnixTime::rfc3339),
     })

@@ -75,7 +75,7 @@ pub struct EndingView {
 pub struct CopiesView {
     /// Where they are.
     pub dir: String,
-    /// Of when the newest there is, by its name (RFC 3339).
+    /// Of when the newest copy there is, the night's or one that an admin made (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_at: Option<String>,
     /// Why the last try made none; absent where it did, or where none was made since the start.

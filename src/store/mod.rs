@@ -69,7 +69,7 @@ pub use grants::{Attemptable, Import, Imported};
 pub use history::{By, Entry, Event};
 pub use kek::{Kek, KeyError};
 pub use maintenance::{Count, Purged};
-pub use nightly::{make_backup_dir, newest_nightly, nightly_name};
+pub use nightly::{Newest, make_backup_dir, nightly_name};
 pub use open::{OpenError, Options};
 pub use providers::ProviderState;
 pub use recovery::{NoRecoveryKey, RecoveryKey};

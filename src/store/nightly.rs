@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::backup::{APPLICATION_ID, BackupError, blocking};
-use super::{Store, schema};
+use super::{Store, rows, schema};
 use crate::refresh::time::UnixTime;
 
 /// Returns the name of a nightly copy. Names sort by age: `freshd-20260131T030000Z.backup`.
@@ -84,31 +84,76 @@ fn nightly_copies(dir: &Path, store_id: &[u8]) -> io::Result<Vec<PathBuf>> {
         if !named || !entry.file_type()?.is_file() {
             continue;
         }
-        let ours = schema::identify(&entry.path()).is_ok_and(|identity| {
-            identity.application_id == APPLICATION_ID
-                && identity.store_id.as_deref() == Some(store_id)
-        });
-        if ours {
+        if copied_at(&entry.path(), store_id).is_some() {
             copies.push(entry.path());
         }
     }
     Ok(copies)
 }
 
-/// Returns of when the newest nightly copy in `dir` is, by its name; `None` where there is none, or no such directory.
-///
-/// # Errors
-/// The directory can't be read.
-pub fn newest_nightly(dir: &Path) -> io::Result<Option<UnixTime>> {
+/// Of when the copies in a directory are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// The newest nightly one, by its name.
+    pub nightly: Option<UnixTime>,
+    /// The newest of this store, whoever made it and whatever its name.
+    pub any: Option<UnixTime>,
+}
+
+/// So many files that are no nightly copies are looked into, those that were written last.
+const LOOKED_INTO: usize = 16;
+
+impl Store {
+    /// Returns of when the newest copies in `dir` are; none where there is no such directory.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    pub async fn newest_copies(&self, dir: &Path) -> io::Result<Newest> {
+        let (inner, dir) = (Arc::clone(&self.inner), dir.to_owned());
+        // It may wait for a disk.
+        let looked = tokio::task::spawn_blocking(move || {
+            newest_copies(&dir, inner.keyring.read().store_id())
+        });
+        looked.await.map_err(io::Error::other)?
+    }
+}
+
+fn newest_copies(dir: &Path, store_id: &[u8]) -> io::Result<Newest> {
     let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Newest::default()),
         entries => entries?,
     };
-    let mut newest = None;
+    let (mut nightly, mut others) = (None, Vec::new());
     for entry in entries {
-        newest = newest.max(made_at(&entry?.file_name()));
+        let entry = entry?;
+        match made_at(&entry.file_name()) {
+            // One that has gone meanwhile is no copy any more.
+            None => others.extend(entry.metadata().ok().and_then(|found| {
+                let written = found.modified().ok()?;
+                found.is_file().then(|| (written, entry.path()))
+            })),
+            at => nightly = nightly.max(at),
+        }
     }
-    Ok(newest)
+    others.sort();
+    let others = others.iter().rev().take(LOOKED_INTO);
+    let by_hand = others
+        .filter_map(|(_, path)| copied_at(path, store_id))
+        .max();
+    Ok(Newest {
+        nightly,
+        any: nightly.max(by_hand),
+    })
+}
+
+/// Reads of when a copy of this store is; `None` where the file is none.
+fn copied_at(path: &Path, store_id: &[u8]) -> Option<UnixTime> {
+    let conn = schema::connect_immutable(path).ok()?;
+    let identity = schema::identity(&conn).ok()?;
+    let ours =
+        identity.application_id == APPLICATION_ID && identity.store_id.as_deref() == Some(store_id);
+    let made_at = || conn.query_row("SELECT made_at FROM backup", [], |row| rows::time(row, 0));
+    ours.then(made_at)?.ok()
 }
 
 /// Reads the moment in a name of [`nightly_name`].

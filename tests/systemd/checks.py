@@ -231,6 +231,9 @@ def peers_get_what_their_rules_say(c):
         for what, who, socket, user, wanted in cases:
             expect(f"{what} {moment}", status(c, who, socket, user), wanted)
         expect(f"freshctl of freshd-admin {moment}", c.run(*become("keeper"), "freshctl", "status", check=False).returncode, 0)
+        checked = c.run(*become("keeper"), "env", "HOME=/nowhere", "freshctl", "check-config", check=False)
+        expect(f"freshctl check-config of freshd-admin {moment}", (checked.returncode, checked.stdout.split()[:2]),
+               (0, ["files", "/etc/freshd/freshd.toml"]))
         refused = c.run(*become("other"), "freshctl", "status", check=False)
         expect(f"freshctl of another {moment}", (refused.returncode, refused.stdout), (77, ""))
         if moment == "before a restart":
@@ -481,10 +484,13 @@ def a_purge_leaves_what_it_says(c):
     left = c.sh("find / -xdev \\( -path /proc -o -path /sys -o -path /opt \\) -prune -o -name '*freshd*' -print").stdout.split()
     # What others keep: the user's own files, the journal, man's cache.
     found = [path for path in left if not path.startswith(("/home/bob/", "/var/log/journal/", "/var/cache/man/"))]
+    told = {line.removeprefix("freshd: left ") for line in said.splitlines() if line.startswith("freshd: left /")}
     unsaid = [path for path in found if not any(
-        f"left {above}" in said for above in (path, os.path.dirname(path), os.path.dirname(os.path.dirname(path))))]
+        above in told for above in (path, os.path.dirname(path), os.path.dirname(os.path.dirname(path))))]
     print("    " + said.replace("\n", "\n    ").strip())
     expect("left and not told", unsaid, [])
+    expect("told and not left", [path for path in told if not os.path.lexists(c.root + path)], [])
+    expect("a unit's link is told", [path for path in told if ".wants/freshd-app@" in path] != [], True)
     c.run("getent", "passwd", "freshd")
 
 

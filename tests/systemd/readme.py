@@ -23,6 +23,7 @@ SECTIONS = [
     "When it does not start",
     "Secrets",
     "Upgrading",
+    "Metrics",
     "Instances",
     "Backing up",
     "Another key",

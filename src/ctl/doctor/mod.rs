@@ -92,7 +92,7 @@ pub(super) fn doctor(
         .build()
         .map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))?;
     let mut findings = Findings::default();
-    let defaults = defaults(console);
+    let defaults = defaults(config, console);
     let file = config.unwrap_or(&defaults.file);
     match config::look(file, &defaults) {
         Ok((described, closed)) => {

@@ -9,6 +9,7 @@ const ALL: Terminals = Terminals {
     stdin: true,
     stdout: false,
     stderr: true,
+    stdout_is_readable: false,
 };
 
 /// A daemon where everything goes well.

@@ -158,6 +158,30 @@ async fn only_old_nightly_copies_of_this_store_are_removed() {
     assert_eq!(files(out.path()), stay);
 }
 
+#[tokio::test]
+async fn the_newest_copy_is_found_whoever_made_it_and_no_other_stores() {
+    let (bench, other) = (Bench::new(), Bench::new());
+    let out = tempfile::tempdir().unwrap();
+    let path = |name: &str| out.path().join(name);
+    let newest = || async {
+        let newest = bench.store.newest_copies(out.path()).await.unwrap();
+        (newest.nightly, newest.any)
+    };
+    assert_eq!(newest().await, (None, None));
+    bench.store.backup(&path("mine"), at(500)).await.unwrap();
+    other.store.backup(&path("another"), at(900)).await.unwrap();
+    std::fs::write(path("no-copy"), "words").unwrap();
+    assert_eq!(newest().await, (None, Some(at(500))));
+    let night = path(&nightly_name(at(300)));
+    bench.store.backup(&night, at(300)).await.unwrap();
+    assert_eq!(newest().await, (Some(at(300)), Some(at(500))));
+    let night = path(&nightly_name(at(700)));
+    bench.store.backup(&night, at(700)).await.unwrap();
+    assert_eq!(newest().await, (Some(at(700)), Some(at(700))));
+    let gone = bench.store.newest_copies(&path("none")).await.unwrap();
+    assert_eq!((gone.nightly, gone.any), (None, None));
+}
+
 #[test]
 fn a_nightly_name_says_when() {
     assert_eq!(

@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::response::IntoResponse;
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, REFERER};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN, REFERER};
 use hyper::{HeaderMap, Method, Request};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
@@ -30,6 +30,7 @@ use super::server::Server;
 use super::shortcut::{Answer, Ask};
 use super::token_body::TokenBody;
 use super::types::Problem;
+use super::unread::{Lent, Unread};
 
 /// What is over quota is refused after so long, which is what it is told to wait: who does not, waits here.
 const PENALTY: Duration = Duration::from_secs(1);
@@ -107,7 +108,9 @@ impl<K: Keeper> Caller<K> {
         busy: Busy,
     ) -> Response<Answered> {
         drop(lock(&self.newcomer).take());
-        let limit = self.server.limits.request;
+        let limits = &self.server.limits;
+        let limit = limits.request;
+        let (request, unread) = Unread::lend(request);
         let begun = lock(&self.begun).take();
         let answer = async {
             if let Some(begun) = begun {
@@ -120,9 +123,12 @@ impl<K: Keeper> Caller<K> {
             Ok(answer) => answer.unwrap_or_else(refusal),
             Err(_) => refusal(problem::deadline_exceeded(limit)),
         };
-        answer
-            .headers_mut()
-            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let kept = unread.read_out(answer.status(), limits).await;
+        let headers = answer.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if !kept {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         answer.map(|body| Answered { body, _busy: busy })
     }
 
@@ -156,7 +162,7 @@ impl<K: Keeper> Caller<K> {
         }
     }
 
-    async fn route(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Response, Problem> {
+    async fn route(self: &Arc<Self>, mut request: Request<Lent>) -> Result<Response, Problem> {
         for header in [ORIGIN, REFERER] {
             if request.headers().contains_key(&header) {
                 let detail = format!(

@@ -35,6 +35,9 @@ use super::unread::{Lent, Unread};
 /// What is over quota is refused after so long, which is what it is told to wait: who does not, waits here.
 const PENALTY: Duration = Duration::from_secs(1);
 
+/// The namespace of who names none.
+const DEFAULT_NAMESPACE: &str = "default";
+
 type Response<B = Either<Full<Bytes>, Body>> = hyper::Response<B>;
 
 /// A token's answer on its way.
@@ -175,6 +178,9 @@ impl<K: Keeper> Caller<K> {
         let mut read = None;
         if path != "/healthz" {
             let call = self.call(path, Some(request.headers()))?;
+            if let (&Method::PUT, Some(namespace)) = (request.method(), &call.namespace) {
+                self.check_readable(namespace)?;
+            }
             read = self.count_user(&call, path)?;
             if call::is_token_path(path) {
                 if request.method() != Method::GET {
@@ -298,6 +304,24 @@ impl<K: Keeper> Caller<K> {
             return Err(problem::forbidden(detail));
         }
         Ok(named)
+    }
+
+    /// Refuses an import into a namespace that no app reads: it is mistyped, or its app is not configured yet. Where no
+    /// app is, only admins read.
+    fn check_readable(&self, namespace: &str) -> Result<(), Problem> {
+        let rules = self.server.access.rules.load();
+        let known = rules.namespaces();
+        if namespace == DEFAULT_NAMESPACE || known.is_empty() || known.contains(namespace) {
+            return Ok(());
+        }
+        let known: Vec<String> = known.iter().map(|name| format!("{name:?}")).collect();
+        Err(problem::bad_request(format!(
+            "namespace {:?} is no app's, so no app could read this grant: those of the [app] rules are {}. Name one of them; \
+             or add [app.NAME] with namespace = {:?}, reload, and import again",
+            request::shown(namespace),
+            known.join(", "),
+            request::shown(namespace),
+        )))
     }
 }
 

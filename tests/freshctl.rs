@@ -602,7 +602,7 @@ async fn a_daemon_that_is_not_there_is_69_and_one_that_may_not_be_asked_is_77() 
 async fn names_from_outside_cannot_play_with_the_terminal() {
     let (_rotating, _server, freshd) = two_grants().await;
     let odd = "\u{202e}evil";
-    let body = json!({ "refresh_token": "t", "access_token": "a", "expires_in": 3600, "scope": "\u{1b}[31mred" });
+    let body = json!({ "refresh_token": "t", "access_token": "a", "expires_in": 3600, "scope": "\u{202e}red" });
     let path = grant_path(
         &percent_encoding::utf8_percent_encode(odd, percent_encoding::NON_ALPHANUMERIC).to_string(),
         "acme",

@@ -225,8 +225,8 @@ pub fn positive_seconds(value: &serde_json::Value) -> Option<Duration> {
     Some(Duration::from_secs_f64(secs.min(3_155_760_000.0)))
 }
 
-/// No list of scopes is longer; it is stored and shown in the clear.
-const LONGEST_SCOPE: usize = 16 << 10;
+/// No list of scopes is longer, in bytes; it is stored and shown in the clear.
+pub const LONGEST_SCOPE: usize = 16 << 10;
 
 /// Reads a scope from a string or an array of strings. What holds control characters, or is longer than any
 /// scope, is none.

@@ -146,6 +146,16 @@ async fn a_resume_does_not_release_what_came_back_with_a_copy() {
         .await;
     assert_eq!(said.stdout, "released 1 grant\n", "{}", said.stderr);
     assert_eq!(scene.freshd.grant("anna", "acme").await["state"], "active");
+
+    let why = scene.freshd.freshctl(&["why", "anna", "acme"], "").await;
+    for words in [
+        "Why: It came back on 2",
+        "with a copy of 2",
+        "and was released on 2",
+    ] {
+        assert!(why.stdout.contains(words), "{words}: {}", why.stdout);
+    }
+    assert!(!why.stdout.contains("A request of"), "{}", why.stdout);
 }
 
 #[tokio::test]

@@ -268,6 +268,20 @@ async fn what_does_not_fit_changes_nothing() {
     let there = scene.restore(&[]).await;
     assert_eq!(there.code, Some(73), "{}", there.stderr);
 
+    let missing = scene
+        .freshd
+        .freshctl(&["restore", "/nowhere", "--replace"], "")
+        .await;
+    assert_eq!(missing.code, Some(66), "{}", missing.stderr);
+    let reason = "No such file or directory";
+    assert_eq!(
+        missing.stderr.matches(reason).count(),
+        1,
+        "{}",
+        missing.stderr
+    );
+    assert!(missing.stderr.contains("/nowhere"), "{}", missing.stderr);
+
     let other = scene.freshd.config.path().join("other-key");
     let other = other.to_str().expect("ASCII");
     assert_eq!(

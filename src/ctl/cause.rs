@@ -383,7 +383,7 @@ impl Teller<'_> {
                 "{attempts}, most recently on {}: {how}. That is no verdict on the grant.{next}",
                 self.at(last)
             ),
-            hint(code.unwrap_or_default()),
+            hint(code.unwrap_or_default(), &grant.provider),
         )
     }
 

@@ -247,6 +247,24 @@ fn grants_that_fail_are_trouble_once_a_token_ended_or_ends_within_the_margin() {
             "2 grants at hubspot fail to be refreshed, three times or more in a row: http-503",
         ),
         (
+            json!([failing("http-302", 2, 0, soon)]),
+            "running",
+            1,
+            "http-302 (a redirect, which a token request never follows)",
+        ),
+        (
+            json!([failing("html", 2, 0, soon)]),
+            "running",
+            1,
+            "html (an HTML page in place of tokens)",
+        ),
+        (
+            json!([failing("http-404", 2, 0, soon)]),
+            "running",
+            1,
+            "http-404 (no token requests are taken there)",
+        ),
+        (
             json!([failing("invalid_scope", 3, 0, None)]),
             "running",
             0,

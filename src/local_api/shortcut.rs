@@ -300,7 +300,11 @@ mod tests {
         for how in ["read", "flush", "shutdown"] {
             let (mut shortcut, mut peer) = shortcut();
             let nobody = &mut Context::from_waker(std::task::Waker::noop());
-            assert!(shortcut.take(format!("{TOKEN}\r\n").as_bytes(), nobody));
+            assert!(Shortcut::take(
+                &mut shortcut,
+                format!("{TOKEN}\r\n").as_bytes(),
+                nobody
+            ));
             let all = tokio::spawn(async move {
                 match how {
                     "read" => assert_eq!(shortcut.read(&mut [0; 9]).await.unwrap(), 4),

@@ -312,6 +312,22 @@ async fn a_token_that_cannot_be_had_ends_with_the_code_for_why() {
 }
 
 #[tokio::test]
+async fn a_provider_that_is_not_configured_is_told_with_those_that_are() {
+    let (_rotating, _server, freshd) = two_grants().await;
+    for command in ["token", "refresh", "show", "why", "pause"] {
+        let said = ended(freshd.freshctl(&[command, "anna", "nosuch"], "").await, 4);
+        let told = [
+            "provider \"nosuch\" is not configured (configured: acme)",
+            "[provider.nosuch]",
+        ];
+        has(&said.stderr, &told);
+        assert!(!said.stderr.contains("PUT"), "{}", said.stderr);
+    }
+    let said = ended(freshd.freshctl(&["token", "nobody", "acme"], "").await, 4);
+    has(&said.stderr, &["user \"nobody\" has no grant at acme"]);
+}
+
+#[tokio::test]
 async fn refresh_makes_a_new_token_unless_the_generation_has_passed() {
     let (_rotating, server, freshd) = two_grants().await;
     let old = freshd.token("anna", "acme").await.token().to_owned();
@@ -602,7 +618,7 @@ async fn a_daemon_that_is_not_there_is_69_and_one_that_may_not_be_asked_is_77() 
 async fn names_from_outside_cannot_play_with_the_terminal() {
     let (_rotating, _server, freshd) = two_grants().await;
     let odd = "\u{202e}evil";
-    let body = json!({ "refresh_token": "t", "access_token": "a", "expires_in": 3600, "scope": "\u{1b}[31mred" });
+    let body = json!({ "refresh_token": "t", "access_token": "a", "expires_in": 3600, "scope": "\u{202e}red" });
     let path = grant_path(
         &percent_encoding::utf8_percent_encode(odd, percent_encoding::NON_ALPHANUMERIC).to_string(),
         "acme",

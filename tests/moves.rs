@@ -85,6 +85,12 @@ async fn after_a_final_backup_nothing_is_refreshed_or_changed_and_the_copy_is_th
         "{}",
         said.stdout
     );
+    assert!(
+        said.stdout.contains("rests after a final backup"),
+        "{}",
+        said.stdout
+    );
+    assert!(!said.stdout.contains("next due"), "{}", said.stdout);
     let why = scene.does(&["why", "anna", "acme"]).await;
     assert!(why.contains("moved this store to another host"), "{why}");
     assert!(!why.contains("All is well"), "{why}");

@@ -88,12 +88,7 @@ fn answers() -> Vec<Case> {
     let json = |status: &str| format!("{status}\r\ncontent-type: application/json");
     let redirect = |status: &str| format!("{status}\r\nlocation: http://127.0.0.1:1/elsewhere");
     vec![
-        http(
-            "html",
-            "http-200",
-            "200 OK\r\ncontent-type: text/html",
-            HTML,
-        ),
+        http("html", "html", "200 OK\r\ncontent-type: text/html", HTML),
         http(
             "form-encoded",
             "unknown-unreadable",

@@ -99,6 +99,49 @@ async fn at_debug_level_each_failure_is_told() {
 }
 
 #[tokio::test]
+async fn a_stop_tells_what_was_counted_and_not_told_yet() {
+    const USERS: u64 = 30;
+    let rotating = Rotating::new(3600);
+    let server = ScriptedServer::start(|_| Answer::error(400, "invalid_request")).await;
+    let config = Config::new().provider("acme", &server, "rotation = \"overlap\"");
+    let mut freshd = Freshd::start(config).await;
+    for number in 0..USERS {
+        let user = format!("user-{number}");
+        let tokens = rotating.issue(&user).import_expired();
+        freshd.import(&user, "acme", &tokens).await;
+    }
+    server.nth_refresh(USERS as usize).await;
+    for number in 0..USERS {
+        let reply = freshd.delete(&format!("/v1/users/user-{number}")).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+    }
+    freshd.stop().await;
+
+    let log = freshd.logs();
+    let told = |event, field| {
+        lines(&log, event)
+            .iter()
+            .map(|line| number(line, field))
+            .sum::<u64>()
+    };
+    assert_eq!(told("refresh-failing", "grants"), USERS, "{log}");
+    let (counted, each): (Vec<&str>, Vec<&str>) = lines(&log, "deleted")
+        .into_iter()
+        .partition(|line| line.contains("grants="));
+    assert_eq!(each.len(), 20, "{log}");
+    assert_eq!(
+        counted
+            .iter()
+            .map(|line| number(line, "grants"))
+            .sum::<u64>(),
+        USERS - 20
+    );
+    for line in each.iter().chain(&counted) {
+        assert!(line.contains("by=\"app test\""), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_mass_revocation_is_twenty_lines_and_counts_and_every_grant_has_its_event() {
     const USERS: u64 = 120;
     let server = ScriptedServer::start(|_| Answer::error(400, "invalid_grant")).await;

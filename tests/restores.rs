@@ -146,6 +146,16 @@ async fn a_resume_does_not_release_what_came_back_with_a_copy() {
         .await;
     assert_eq!(said.stdout, "released 1 grant\n", "{}", said.stderr);
     assert_eq!(scene.freshd.grant("anna", "acme").await["state"], "active");
+
+    let why = scene.freshd.freshctl(&["why", "anna", "acme"], "").await;
+    for words in [
+        "Why: It came back on 2",
+        "with a copy of 2",
+        "and was released on 2",
+    ] {
+        assert!(why.stdout.contains(words), "{words}: {}", why.stdout);
+    }
+    assert!(!why.stdout.contains("A request of"), "{}", why.stdout);
 }
 
 #[tokio::test]
@@ -257,6 +267,20 @@ async fn what_does_not_fit_changes_nothing() {
 
     let there = scene.restore(&[]).await;
     assert_eq!(there.code, Some(73), "{}", there.stderr);
+
+    let missing = scene
+        .freshd
+        .freshctl(&["restore", "/nowhere", "--replace"], "")
+        .await;
+    assert_eq!(missing.code, Some(66), "{}", missing.stderr);
+    let reason = "No such file or directory";
+    assert_eq!(
+        missing.stderr.matches(reason).count(),
+        1,
+        "{}",
+        missing.stderr
+    );
+    assert!(missing.stderr.contains("/nowhere"), "{}", missing.stderr);
 
     let other = scene.freshd.config.path().join("other-key");
     let other = other.to_str().expect("ASCII");

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
+use url::Url;
 
 use super::ConfigError;
 use super::shape::keys_of;
@@ -296,6 +297,21 @@ pub fn show(text: &str) -> String {
         Some((cut, _)) => format!("{:?}…", &text[..cut]),
         None => format!("{text:?}"),
     }
+}
+
+/// Shows a URL without user name, password and query. What an `@` behind the host tells to be a password that was not
+/// escaped, or has no host, is not shown at all.
+pub fn show_url(url: &Url) -> String {
+    let behind = [Some(url.path()), url.query(), url.fragment()];
+    if !url.has_host() || behind.into_iter().flatten().any(|part| part.contains('@')) {
+        return "not shown, for it may hold a password,".to_owned();
+    }
+    let mut shown = url.clone();
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown.set_query(None);
+    shown.set_fragment(None);
+    show(shown.as_str())
 }
 
 /// Says what went wrong without the path, which the error names already.

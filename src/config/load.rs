@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use url::Url;
 
 use super::client_secret::Credentials;
-use super::file::{Files, show};
+use super::file::{Files, show, show_url};
 use super::shape::{DaemonShape, MaintenanceShape, OutboundShape, QuotaShape, RefreshShape};
-use super::value::{self, Rule};
+use super::value;
 use super::{
     App, AppPeer, Backup, Config, ConfigError, Daemon, Defaults, Description, LogFormat, LogUsers,
     Maintenance, Outbound, describe,
@@ -243,9 +243,8 @@ fn outbound(files: &mut Files) -> Outbound {
     let shape: OutboundShape = files.section("outbound");
     let proxy = shape.proxy.and_then(|text| match proxy(&text) {
         Ok(url) => Some(url),
-        // The value may hold a password, so it is not shown.
-        Err(rule) => {
-            files.fail("outbound.proxy", rule);
+        Err(wrong) => {
+            files.fail("outbound.proxy", wrong);
             None
         }
     });
@@ -255,10 +254,11 @@ fn outbound(files: &mut Files) -> Outbound {
     }
 }
 
-fn proxy(text: &str) -> Result<Url, Rule> {
+fn proxy(text: &str) -> Result<Url, String> {
     const RULE: &str = "must be an http or https URL of a host and a port, \
-        without user name, password, path or query";
-    let url = Url::parse(text).map_err(|_| RULE)?;
+        without user name, password, path or query, such as \"http://proxy.example:3128\"";
+    // Not shown: what cannot be taken apart cannot be searched for a password either.
+    let url = Url::parse(text).map_err(|_| format!("is not a URL, and {RULE}"))?;
     let plain = url.username().is_empty()
         && url.password().is_none()
         && matches!(url.path(), "" | "/")
@@ -267,7 +267,7 @@ fn proxy(text: &str) -> Result<Url, Rule> {
     if plain && matches!(url.scheme(), "http" | "https") && url.has_host() {
         Ok(url)
     } else {
-        Err(RULE.into())
+        Err(format!("is {} but {RULE}", show_url(&url)))
     }
 }
 

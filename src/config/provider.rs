@@ -5,7 +5,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::client_secret::{Credentials, client_secret};
-use super::file::{Files, show};
+use super::file::{Files, show, show_url};
 use super::load::count;
 use super::shape::{Length, ProviderShape, RefreshShape};
 use super::value::{self, show_duration};
@@ -377,11 +377,7 @@ fn endpoint(files: &mut Files, key: &str, text: Option<&str>) -> Option<Url> {
         return None;
     };
     if let Err(rule) = check_endpoint(&url) {
-        let mut shown = url.clone();
-        let _ = shown.set_username("");
-        let _ = shown.set_password(None);
-        shown.set_query(None);
-        files.fail(key, format!("is {} but {rule}", show(shown.as_str())));
+        files.fail(key, format!("is {} but {rule}", show_url(&url)));
         return None;
     }
     Some(url)

@@ -132,7 +132,7 @@ impl CallError {
                     .to_owned(),
             ),
             CallError::Refused(problem, _) if problem.kind == "urn:freshd:provider-unknown" => {
-                Some("freshctl providers lists those that are configured".to_owned())
+                Some("a typing error? else: freshctl check-config, then systemctl reload freshd".to_owned())
             }
             CallError::Refused(problem, _) if problem.kind == CANNOT_CREATE => Some(
                 "freshd writes it, as its own user and only where its unit lets it (ReadWritePaths=): name a new file in a directory that is there and that it may write"

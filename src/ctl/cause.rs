@@ -383,7 +383,7 @@ impl Teller<'_> {
                 "{attempts}, most recently on {}: {how}. That is no verdict on the grant.{next}",
                 self.at(last)
             ),
-            hint(code.unwrap_or_default()),
+            hint(code.unwrap_or_default(), &grant.provider),
         )
     }
 
@@ -401,13 +401,39 @@ impl Teller<'_> {
         let last = self.story.entries.last();
         let what = match last.filter(|entry| entry.event == "unanswered") {
             Some(entry) => format!(
-                "A request of {since} got no whole answer ({})",
+                "A request of {since} got no whole answer ({}): the server may have replaced the refresh token.",
                 outcome(entry)
             ),
-            None => format!("A request of {since} is under way, or was cut off"),
+            None => self.came_back(&unanswered.since).unwrap_or_else(|| {
+                format!("A request of {since} is under way, or was cut off: the server may have replaced the refresh token.")
+            }),
         };
-        let text = format!("{what}: the server may have replaced the refresh token. {again}");
-        Some(text.trim_end().to_owned())
+        Some(format!("{what} {again}").trim_end().to_owned())
+    }
+
+    /// Says that a copy of `made_at` was restored, where that is all that makes the refresh token doubtful.
+    fn came_back(&self, made_at: &str) -> Option<String> {
+        let entries = &self.story.entries;
+        let came = entries
+            .iter()
+            .rposition(|entry| entry.event == "restored")?;
+        let (restored, after) = (&entries[came], &entries[came + 1..]);
+        let generation = self.story.grant.generation;
+        let asked = after
+            .iter()
+            .any(|entry| entry.generation == generation && entry.presented.is_some());
+        if restored.at != made_at || asked {
+            return None;
+        }
+        let released = after.iter().find(|entry| entry.event == "resumed");
+        let released = released.map_or_else(String::new, |entry| {
+            format!(" and was released on {}", self.at(&entry.at))
+        });
+        Some(format!(
+            "It came back on {} with a copy of {}{released}: its refresh token may have been spent since that copy was made.",
+            self.at(restored.until.as_ref().unwrap_or(&restored.at)),
+            self.at(made_at)
+        ))
     }
 
     /// Trouble with the store.

@@ -108,6 +108,8 @@ enum Fault {
     Way,
     /// The server has trouble of its own, or did not answer.
     Server,
+    /// Something answers that takes no token requests.
+    Address,
     /// The server refuses, and does not blame the grant.
     Refusal,
 }
@@ -117,6 +119,8 @@ fn fault(code: &str) -> Fault {
         "dns" | "tls" | "tls-setup" | "connect" | "connect-timeout" | "proxy"
         | "insecure-endpoint" => Fault::Way,
         "http-429" => Fault::Server,
+        "html" | "http-404" | "http-405" | "http-410" | "http-501" => Fault::Address,
+        _ if code.starts_with("http-3") => Fault::Address,
         _ if code.starts_with("unknown-") || code.starts_with("http-5") => Fault::Server,
         "temporarily_unavailable" | "server_error" | "slow_down" => Fault::Server,
         _ => Fault::Refusal,
@@ -132,10 +136,15 @@ fn meaning(code: &str) -> String {
         "proxy" => "the proxy refuses",
         "insecure-endpoint" => "the endpoint is not https",
         "http-429" => "too many requests",
+        "html" => "an HTML page in place of tokens",
         "" => return "no code was kept".to_owned(),
         _ => match fault(code) {
             Fault::Server if code.starts_with("unknown-") => "no whole answer came",
             Fault::Server => "the server has trouble of its own",
+            Fault::Address if code.starts_with("http-3") => {
+                "a redirect, which a token request never follows"
+            }
+            Fault::Address => "no token requests are taken there",
             Fault::Way | Fault::Refusal => "the server refuses",
         },
     };
@@ -147,6 +156,7 @@ fn step(code: &str, provider: &str) -> String {
         Fault::Way => format!(
             "freshctl doctor says why {provider} cannot be reached, and what to mend; also look at provider.{provider}'s token-endpoint"
         ),
+        Fault::Address => address(code, provider),
         Fault::Server => {
             format!("wait; if it lasts, look at {provider}'s status page, or ask the provider")
         }
@@ -156,14 +166,26 @@ fn step(code: &str, provider: &str) -> String {
     }
 }
 
-/// What to do about one grant whose last attempt ended with `code`.
-pub(super) fn hint(code: &str) -> &'static str {
+/// What to do where something answers that is no token endpoint.
+fn address(code: &str, provider: &str) -> String {
+    let looks = match code.starts_with("http-3") || code == "html" {
+        true => "this looks like the authorization URL, or like an address for people: ",
+        false => "",
+    };
+    format!(
+        "{looks}look at provider.{provider}.token-endpoint, which must be where token requests are posted; freshctl doctor tries it"
+    )
+}
+
+/// What to do about one grant whose last attempt at `provider` ended with `code`.
+pub(super) fn hint(code: &str, provider: &str) -> String {
     match fault(code) {
         Fault::Way => {
-            "freshctl doctor says why the server cannot be reached, and what to mend; it is tried again by itself"
+            "freshctl doctor says why the server cannot be reached, and what to mend; it is tried again by itself".to_owned()
         }
+        Fault::Address => address(code, provider),
         Fault::Server | Fault::Refusal => {
-            "nothing for this user: it is tried again by itself; if it lasts, ask the provider"
+            "nothing for this user: it is tried again by itself; if it lasts, ask the provider".to_owned()
         }
     }
 }

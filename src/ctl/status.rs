@@ -118,6 +118,11 @@ fn say(out: &mut String, look: Look, mark: &str, finding: &Finding) {
     }
 }
 
+/// Whether another host has the store now.
+fn rests(status: &Status) -> bool {
+    status.state == "moved"
+}
+
 fn facts(look: Look, status: &Status, now: Option<UnixTime>) -> String {
     let free = status.condition.free_bytes;
     let free = free.map_or_else(String::new, |free| format!(", {} free", size(free)));
@@ -128,8 +133,14 @@ fn facts(look: Look, status: &Status, now: Option<UnixTime>) -> String {
             None => format!("none yet in {}", copies.dir),
         },
     };
-    let next = relative_or_dash(status.next_due_at.as_deref(), now);
     let in_flight = count(status.in_flight as u64, "request");
+    let next = match rests(status) {
+        true => "rests after a final backup: nothing is due here".to_owned(),
+        false => format!(
+            "next due {}",
+            relative_or_dash(status.next_due_at.as_deref(), now)
+        ),
+    };
     let rows = [
         (
             "freshd",
@@ -139,10 +150,7 @@ fn facts(look: Look, status: &Status, now: Option<UnixTime>) -> String {
                 relative(&status.started_at, now)
             ),
         ),
-        (
-            "schedule",
-            format!("{in_flight} in flight, next due {next}"),
-        ),
+        ("schedule", format!("{in_flight} in flight, {next}")),
         ("store", format!("{}{free}", status.store)),
         ("copies", copies),
     ];
@@ -170,7 +178,10 @@ fn providers(look: Look, status: &Status) -> String {
             let paused = sum("paused", None) - away;
             let row = vec![
                 provider.name.clone(),
-                provider.state.clone(),
+                match rests(status) {
+                    true => "rests".to_owned(),
+                    false => provider.state.clone(),
+                },
                 active.to_string(),
                 away.to_string(),
                 paused.to_string(),

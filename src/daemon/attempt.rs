@@ -173,7 +173,7 @@ impl Attempt {
                 let standing = Standing::Paused(reason);
                 let paused = self.set_standing(&grant, standing, due_at).await?;
                 let (provider, reason) = (&grant.key.provider, standing.reason());
-                if self.shared.in_full("paused", provider, reason) {
+                if self.shared.in_full("paused", provider, reason, None) {
                     let user = self.shared.names.user(&grant.key);
                     tracing::info!(%user, %provider, reason, "paused");
                 }
@@ -209,7 +209,10 @@ impl Attempt {
         let GrantKey {
             provider, account, ..
         } = &grant.key;
-        if self.shared.in_full("refresh-token-expiring", provider, "") {
+        if self
+            .shared
+            .in_full("refresh-token-expiring", provider, "", None)
+        {
             let user = self.shared.names.user(&grant.key);
             let hint = "the user has to authorize again before then";
             tracing::warn!(%user, %provider, %account, %expires_at, hint, "refresh-token-expiring");
@@ -543,7 +546,7 @@ impl Attempt {
         numbers.needs_authorization(reason);
         if self
             .shared
-            .in_full("needs-authorization", &grant.key.provider, reason)
+            .in_full("needs-authorization", &grant.key.provider, reason, None)
         {
             tracing::warn!(
                 user = %self.shared.names.user(&grant.key), provider = %grant.key.provider,

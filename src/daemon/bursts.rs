@@ -28,6 +28,11 @@ impl Intervals {
         }
     }
 
+    /// When the next time to tell is.
+    pub(super) fn next(&self) -> Duration {
+        self.next
+    }
+
     /// Whether it is time to tell.
     pub(super) fn are_due(&self, now: Duration) -> bool {
         self.next <= now
@@ -40,8 +45,18 @@ impl Intervals {
     }
 }
 
-/// What happened: the event's name, the provider and the reason.
-pub(super) type Kind = (&'static str, String, &'static str);
+/// What is told together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kind {
+    /// The event's name.
+    pub(super) event: &'static str,
+    /// The provider.
+    pub(super) provider: String,
+    /// The reason, or empty.
+    pub(super) reason: &'static str,
+    /// Who asked for it, where somebody did.
+    pub(super) by: Option<String>,
+}
 
 /// Those of a kind that were not told in full.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +124,12 @@ impl Bursts {
         counts
     }
 
+    /// Returns when the next count is due.
+    pub(super) fn next(&self) -> Option<Duration> {
+        let untold = self.0.values().filter(|burst| burst.counted > 0);
+        untold.map(|burst| burst.intervals.next()).min()
+    }
+
     /// Returns all counts that were not told yet, at the end.
     pub(super) fn rest(&mut self, now: Duration) -> Vec<Count> {
         let untold = self.0.iter_mut().filter(|(_, burst)| burst.counted > 0);
@@ -125,7 +146,44 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn dead(provider: &str) -> Kind {
-        ("needs-authorization", provider.to_owned(), "refused")
+        Kind {
+            event: "needs-authorization",
+            provider: provider.to_owned(),
+            reason: "refused",
+            by: None,
+        }
+    }
+
+    #[test]
+    fn each_who_asks_for_many_is_told_apart_with_what_was_done_for_whom() {
+        let mut bursts = Bursts::default();
+        let deleted = |by: &str| Kind {
+            event: "deleted",
+            by: Some(by.to_owned()),
+            ..dead("box")
+        };
+        for _ in 0..IN_FULL + 3 {
+            bursts.in_full(deleted("uid 0"), SECOND);
+            bursts.in_full(deleted("app crm"), SECOND);
+        }
+        let told = bursts.due(SECOND * 6).into_iter();
+        let told: Vec<_> = told.map(|it| (it.kind.by, it.grants)).collect();
+        let expected = ["app crm", "uid 0"].map(|by| (Some(by.to_owned()), 3));
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn the_first_count_is_due_five_seconds_after_the_first_of_a_burst() {
+        let mut bursts = Bursts::default();
+        assert_eq!(bursts.next(), None);
+        for _ in 0..IN_FULL {
+            bursts.in_full(dead("box"), SECOND * 3);
+        }
+        assert_eq!(bursts.next(), None, "nothing is counted");
+        bursts.in_full(dead("box"), SECOND * 4);
+        assert_eq!(bursts.next(), Some(SECOND * 8));
+        assert_eq!(bursts.due(SECOND * 8).len(), 1);
+        assert_eq!(bursts.next(), None);
     }
 
     #[test]

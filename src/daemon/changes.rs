@@ -68,7 +68,7 @@ pub(super) async fn import(
     };
     if result != "unchanged" {
         shared.wrote(&grant);
-        if shared.in_full("imported", &key.provider, result) {
+        if shared.in_full("imported", &key.provider, result, None) {
             tracing::info!(
                 user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
                 namespace = %key.namespace, generation = grant.generation, held = grant.standing != Standing::Active,
@@ -125,7 +125,7 @@ pub(super) async fn delete(shared: &Shared, key: GrantKey, by: &str) -> Result<(
     }
     drop(hidden);
     let done = deleted.map_err(store_problem)?.is_some();
-    if done && shared.in_full("deleted", &key.provider, "") {
+    if done && shared.in_full("deleted", &key.provider, "", Some(by)) {
         tracing::info!(
             user = %shared.names.user(&key), provider = %key.provider, account = %key.account,
             namespace = %key.namespace, revoke, by, "deleted"
@@ -170,7 +170,7 @@ pub(super) async fn restand(
         .map_err(store_problem)?;
     if let Some(grant) = changed {
         shared.wrote(&grant);
-        if shared.in_full(told, &key.provider, to.reason()) {
+        if shared.in_full(told, &key.provider, to.reason(), who) {
             tracing::info!(
                 user = %shared.names.user(key), provider = %key.provider, account = %key.account,
                 reason = to.reason(), by = who, "{told}"

@@ -7,7 +7,7 @@ use crate::local_api::types::{ImportRequest, Problem, mistaken};
 use crate::refresh::policy::{Policy, warn_at};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::{AccessToken, RefreshToken, RefreshTokenEnd, TokenSet};
-use crate::refresh::token_response::{jwt_expiry, positive_seconds, scope_text};
+use crate::refresh::token_response::{LONGEST_SCOPE, jwt_expiry, positive_seconds, scope_text};
 
 /// Turns an import into a token set.
 ///
@@ -64,20 +64,7 @@ pub(super) fn token_set(
             expires_at,
             warn_at: Some(warn_at(issued_at, expires_at, policy.refresh_token_warning)),
         });
-    let scope = match &request.scope {
-        None | Some(serde_json::Value::Null) => None,
-        Some(value @ serde_json::Value::String(_)) => scope_text(value),
-        Some(value @ serde_json::Value::Array(scopes))
-            if scopes.iter().all(serde_json::Value::is_string) =>
-        {
-            scope_text(value)
-        }
-        Some(_) => {
-            return Err(problem::bad_request(
-                "scope must be a string or an array of strings",
-            ));
-        }
-    };
+    let scope = scope(request.scope.as_ref())?;
     let token_type = request.token_type.unwrap_or_else(|| "Bearer".to_owned());
     if token_type.len() > 32 || !token_type.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(problem::bad_request(
@@ -93,6 +80,35 @@ pub(super) fn token_set(
         refresh_token_end,
         scope,
     })
+}
+
+/// Reads `scope` as a token response's, but where that would leave something out of it there is somebody to tell.
+fn scope(value: Option<&serde_json::Value>) -> Result<Option<String>, Problem> {
+    let Some(value) = value.filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let parts: Option<Vec<&str>> = match value {
+        serde_json::Value::String(text) => Some(vec![text]),
+        serde_json::Value::Array(parts) => parts.iter().map(serde_json::Value::as_str).collect(),
+        _ => None,
+    };
+    let Some(parts) = parts else {
+        return Err(problem::bad_request(
+            "scope must be a string or an array of strings",
+        ));
+    };
+    if parts.iter().any(|part| part.chars().any(char::is_control)) {
+        return Err(problem::bad_request(
+            "scope must not hold control characters: it is a list of words, separated by spaces (RFC 6749 section 3.3)",
+        ));
+    }
+    let empty = parts.iter().all(|part| part.trim().is_empty());
+    match scope_text(value) {
+        None if !empty => Err(problem::bad_request(format!(
+            "scope must be {LONGEST_SCOPE} bytes at most"
+        ))),
+        scope => Ok(scope),
+    }
 }
 
 /// Reads `expires_in`. Zero and less mean that the token has ended.
@@ -296,6 +312,36 @@ mod tests {
         assert_eq!(LATEST.rfc3339(), "9999-12-30T22:00:00Z");
         let scope = json!({"access_token": "a", "scope": ["a", "b"]});
         assert_eq!(read(scope).unwrap().scope.as_deref(), Some("a b"));
+    }
+
+    #[test]
+    fn a_scope_is_taken_whole_or_refused() {
+        let of = |scope| read(json!({"access_token": "a", "scope": scope})).map(|set| set.scope);
+        for (scope, taken) in [
+            (json!("read write"), Some("read write")),
+            (json!(" read "), Some("read")),
+            (json!(["read", "write"]), Some("read write")),
+            (json!("lire écrire"), Some("lire écrire")),
+            (json!(""), None),
+            (json!([]), None),
+            (json!(null), None),
+        ] {
+            assert_eq!(of(scope.clone()).unwrap().as_deref(), taken, "{scope}");
+        }
+        for control in [
+            json!("read\nwrite"),
+            json!("read\n"),
+            json!("\tread"),
+            json!(["read", "write\u{7f}"]),
+            json!("a\u{85}b"),
+        ] {
+            let problem = of(control.clone()).unwrap_err();
+            assert_eq!(problem.status, 400, "{control}");
+            let rule = "scope must not hold control characters";
+            assert!(problem.detail.starts_with(rule), "{}", problem.detail);
+        }
+        let long = of(json!("x".repeat(LONGEST_SCOPE + 1))).unwrap_err();
+        assert_eq!(long.detail, "scope must be 16384 bytes at most");
     }
 
     #[test]

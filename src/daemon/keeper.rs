@@ -53,7 +53,7 @@ impl Keeper for Daemon {
         hold: bool,
     ) -> Result<ImportAnswer, Problem> {
         let Some(live) = self.0.providers.find(&key.provider) else {
-            return Err(problem::provider_unknown(&key.provider));
+            return Err(self.provider_unknown(&key.provider));
         };
         let now = self.0.clock.now();
         let tokens = import::token_set(tokens, now, &live.config.policy)?;
@@ -80,7 +80,7 @@ impl Keeper for Daemon {
         } else {
             self.0.store.history(&key).await.map_err(store_problem)?
         };
-        let (grant, entries) = found.ok_or_else(|| problem::no_such_grant(&key))?;
+        let (grant, entries) = found.ok_or_else(|| self.missing(&key))?;
         Ok(view::history(&self.0, &grant, &entries))
     }
 
@@ -308,7 +308,7 @@ impl Daemon {
         } else {
             self.0.store.grant(key).await.map_err(store_problem)?
         };
-        found.ok_or_else(|| problem::no_such_grant(key))
+        found.ok_or_else(|| self.missing(key))
     }
 
     async fn change_standing(
@@ -328,7 +328,7 @@ impl Daemon {
                 }
                 grants.into_iter().map(|grant| grant.key).collect()
             }
-            Target::Provider(name) => return Err(problem::provider_unknown(&name)),
+            Target::Provider(name) => return Err(self.provider_unknown(&name)),
         };
         let shared = self.0.clone();
         detached(async move {
@@ -363,7 +363,7 @@ impl Daemon {
     pub(super) fn configured(&self, name: &str) -> Result<(), Problem> {
         match self.0.providers.find(name) {
             Some(_) => Ok(()),
-            None => Err(problem::provider_unknown(name)),
+            None => Err(self.provider_unknown(name)),
         }
     }
 

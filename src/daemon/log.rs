@@ -10,7 +10,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::audit;
-use super::bursts::Count;
+use super::bursts::{Count, Kind};
 use super::journal::{self, Journal};
 use super::line::Text;
 use super::outages::{self, Told};
@@ -85,51 +85,64 @@ fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
         .is_some_and(|(dev, ino)| dev.parse() == Ok(device) && ino.parse() == Ok(inode))
 }
 
-/// How often it is looked whether counts are to be told.
+/// So often at least it is looked whether counts are to be told: no burst and no outage has one sooner after it began.
 const COUNTS_EVERY: Duration = Duration::from_secs(5);
 
 /// Tells of outages, and of what the audit counts, until the daemon ends: what was not told in full.
 pub(super) async fn tell_counts(shared: Arc<Shared>) {
     loop {
-        tokio::time::sleep(COUNTS_EVERY).await;
+        let now = shared.clock.running();
+        let next = [lock(&shared.bursts).next(), lock(&shared.outages).next()];
+        let next = next.into_iter().flatten().min();
+        let pause = next.map_or(COUNTS_EVERY, |at| at.saturating_sub(now));
+        tokio::time::sleep(pause.min(COUNTS_EVERY)).await;
         audit::tell_repeats(&shared, false).await;
         let now = shared.clock.running();
         let counts = lock(&shared.bursts).due(now);
         counts.into_iter().for_each(tell_count);
         let lines = lock(&shared.outages).due(now);
-        for outages::Line {
-            provider,
-            told,
-            after,
-        } in lines
-        {
-            let after = format!("{:?}", Duration::from_secs(after.as_secs()));
-            match told {
-                Told::GoesOn(tally) => tracing::warn!(
-                    %provider, failures = tally.failures, grants = tally.grants,
-                    recovered = tally.recovered, codes = tally.codes(), after,
-                    hint = "tokens are served while they live; log-level = \"debug\" tells of each grant",
-                    "refresh-failing"
-                ),
-                Told::Over(tally) => tracing::info!(
-                    %provider, failures = tally.failures, grants = tally.grants,
-                    recovered = tally.recovered, codes = tally.codes(), after, "refresh-failing-over"
-                ),
-            }
-        }
+        lines.into_iter().for_each(tell_outage);
     }
 }
 
 /// Tells the counts that wait for their time, at the end.
 pub(super) fn tell_the_rest(shared: &Shared) {
-    let counts = lock(&shared.bursts).rest(shared.clock.running());
+    let now = shared.clock.running();
+    let counts = lock(&shared.bursts).rest(now);
     counts.into_iter().for_each(tell_count);
+    let lines = lock(&shared.outages).rest(now);
+    lines.into_iter().for_each(tell_outage);
+}
+
+/// Whole seconds, as people write them.
+fn rounded(after: Duration) -> String {
+    format!("{:?}", Duration::from_secs(after.as_secs()))
+}
+
+fn tell_outage(line: outages::Line) {
+    let (provider, after) = (line.provider, rounded(line.after));
+    match line.told {
+        Told::GoesOn(tally) => tracing::warn!(
+            %provider, failures = tally.failures, grants = tally.grants,
+            recovered = tally.recovered, codes = tally.codes(), after,
+            hint = "tokens are served while they live; log-level = \"debug\" tells of each grant",
+            "refresh-failing"
+        ),
+        Told::Over(tally) => tracing::info!(
+            %provider, failures = tally.failures, grants = tally.grants,
+            recovered = tally.recovered, codes = tally.codes(), after, "refresh-failing-over"
+        ),
+    }
 }
 
 fn tell_count(count: Count) {
-    let (event, provider, reason) = count.kind;
-    let (grants, after) = (count.grants, Duration::from_secs(count.after.as_secs()));
-    let after = format!("{after:?}");
+    let Kind {
+        event,
+        provider,
+        reason,
+        by,
+    } = count.kind;
+    let (grants, after) = (count.grants, rounded(count.after));
     match event {
         "needs-authorization" => {
             let hint =
@@ -140,7 +153,7 @@ fn tell_count(count: Count) {
             let hint = "the events name them, each with its time";
             tracing::warn!(provider, grants, after, hint, "{event}");
         }
-        _ => tracing::info!(provider, reason, grants, after, "{event}"),
+        _ => tracing::info!(provider, reason, grants, after, by, "{event}"),
     }
 }
 

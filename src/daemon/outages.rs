@@ -102,8 +102,20 @@ impl Outage {
             return (self.swallowed.then_some(Told::Over(all)), true);
         }
         self.intervals.go_on(now);
+        (self.news(since), false)
+    }
+
+    fn line(&self, provider: &str, told: Option<Told>, now: Duration) -> Option<Line> {
+        Some(Line {
+            provider: provider.to_owned(),
+            told: told?,
+            after: now.saturating_sub(self.began),
+        })
+    }
+
+    fn news(&self, since: Tally) -> Option<Told> {
         let news = self.swallowed && since != Tally::default();
-        (news.then_some(Told::GoesOn(since)), false)
+        news.then_some(Told::GoesOn(since))
     }
 }
 
@@ -158,16 +170,25 @@ impl Outages {
             if !outage.intervals.are_due(now) {
                 return true;
             }
-            let after = now.saturating_sub(outage.began);
             let (told, over) = outage.count(now);
-            lines.extend(told.map(|told| Line {
-                provider: provider.clone(),
-                told,
-                after,
-            }));
+            lines.extend(outage.line(provider, told, now));
             !over
         });
         lines
+    }
+
+    /// Returns when the next look at what is due is worth it.
+    pub(super) fn next(&self) -> Option<Duration> {
+        self.0.values().map(|outage| outage.intervals.next()).min()
+    }
+
+    /// Returns the lines of what was counted and not told yet, at the end.
+    pub(super) fn rest(&mut self, now: Duration) -> Vec<Line> {
+        let rest = self.0.iter_mut().filter_map(|(provider, outage)| {
+            let since = std::mem::take(&mut outage.since_count);
+            outage.line(provider, outage.news(since), now)
+        });
+        rest.collect()
     }
 }
 
@@ -278,6 +299,27 @@ mod tests {
         let over = |line: &&Line| matches!(line.told, Told::Over(_));
         assert_eq!(lines.iter().filter(over).count(), 1, "{lines:?}");
         assert!(lines.last().as_ref().is_some_and(over), "{lines:?}");
+    }
+
+    #[test]
+    fn what_is_not_told_yet_is_told_at_the_end() {
+        let mut outages = Outages::default();
+        fail(&mut outages, 300, "http-503", at(0));
+        assert_eq!(outages.next(), Some(at(5)));
+        assert_eq!(outages.due(at(5)).len(), 1);
+        fail(&mut outages, 40, "http-503", at(6));
+        fail(&mut outages, 40, "connect", at(6));
+        outages.failed("other", "dns", true, at(6));
+        let lines = outages.rest(at(7));
+        let [line] = &lines[..] else {
+            panic!("what was told in full has no rest: {lines:?}")
+        };
+        let Told::GoesOn(tally) = &line.told else {
+            panic!("nobody knows whether it is over")
+        };
+        assert_eq!((tally.grants, tally.failures), (80, 80));
+        assert_eq!((line.provider.as_str(), line.after), ("acme", at(7)));
+        assert_eq!(outages.rest(at(7)), []);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::shared::{Ended, lock};
 use crate::local_api::keeper::{Token, TokenRequest};
 use crate::local_api::problem;
 use crate::local_api::types::Problem;
-use crate::refresh::grant::{Grant, NeedsReason, PauseReason, Standing};
+use crate::refresh::grant::{Grant, GrantKey, NeedsReason, PauseReason, Standing};
 use crate::refresh::policy::Mode;
 use crate::refresh::reading::{Read, Readable};
 use crate::refresh::time::UnixTime;
@@ -84,7 +84,7 @@ impl Daemon {
         let key = &request.key;
         let found = self.0.readable(key).await.map_err(store_problem)?;
         let Some((readable, now)) = found else {
-            return Err(problem::no_such_grant(key));
+            return Err(self.missing(key));
         };
         self.0.activity.note_read(readable.grant.id);
         if !request.counts_as_activity {
@@ -102,7 +102,7 @@ impl Daemon {
         }
         let _ = woken.await;
         let found = self.0.readable(key).await.map_err(store_problem)?;
-        found.ok_or_else(|| problem::no_such_grant(key))
+        found.ok_or_else(|| self.missing(key))
     }
 
     /// Resumes a grant, and then the user's others, behind its reader's back. Returns what tells when the first is done.
@@ -159,12 +159,25 @@ impl Daemon {
         }
         let found = self.0.readable(&request.key).await.map_err(store_problem)?;
         let Some((readable, now)) = found else {
-            return Err(problem::no_such_grant(&request.key));
+            return Err(self.missing(&request.key));
         };
         match Token::of(readable.clone(), now) {
             Some(token) if readable.grant.lives(now) => Ok(token),
             _ => Err(self.refusal(&readable.grant)),
         }
+    }
+
+    /// Says why there is no such grant: it may be that there can be none.
+    pub(super) fn missing(&self, key: &GrantKey) -> Problem {
+        match self.0.providers.find(&key.provider) {
+            Some(_) => problem::no_such_grant(key),
+            None => self.provider_unknown(&key.provider),
+        }
+    }
+
+    pub(super) fn provider_unknown(&self, name: &str) -> Problem {
+        let configured = self.0.providers.all();
+        problem::provider_unknown(name, configured.keys().map(String::as_str))
     }
 
     /// Says why there is no living token to answer with.
@@ -198,7 +211,7 @@ impl Daemon {
         }
         let provider = &grant.key.provider;
         match self.0.halt(provider) {
-            Some(Halt::NotConfigured) => return problem::provider_unknown(provider),
+            Some(Halt::NotConfigured) => return self.provider_unknown(provider),
             Some(Halt::Paused) => return problem::paused("provider paused", since),
             Some(Halt::Stopped(code, at)) => {
                 return problem::provider_stopped(

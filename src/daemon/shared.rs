@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::activity::Activity;
 use super::audit::Audit;
-use super::bursts::Bursts;
+use super::bursts::{Bursts, Kind};
 use super::cache::Cache;
 use super::clock::Clock;
 use super::driver::{Event, Waiter};
@@ -118,15 +118,22 @@ impl Shared {
         Ok(Some((as_of(now, readable), now)))
     }
 
-    /// Returns whether a grant's line in the log is written; the others of a burst are counted.
+    /// Returns whether a grant's line in the log is written; the others of a burst are counted. `by` is who asked for
+    /// it, where the line names somebody.
     pub(super) fn in_full(
         &self,
         event: &'static str,
         provider: &str,
         reason: &'static str,
+        by: Option<&str>,
     ) -> bool {
-        let now = self.clock.running();
-        lock(&self.bursts).in_full((event, provider.to_owned(), reason), now)
+        let kind = Kind {
+            event,
+            provider: provider.to_owned(),
+            reason,
+            by: by.map(str::to_owned),
+        };
+        lock(&self.bursts).in_full(kind, self.clock.running())
     }
 
     /// Tells cache and schedule what a write made of a grant.

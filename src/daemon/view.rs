@@ -187,7 +187,10 @@ pub(super) async fn next_due_at(
 pub(super) async fn status(shared: &Shared) -> Result<Status, StoreError> {
     let counts = shared.store.counts().await?;
     let look = look(shared).await;
-    let next_due_at = next_due_at(shared, look.as_ref()).await?;
+    let next_due_at = match shared.moving.done() {
+        true => None,
+        false => next_due_at(shared, look.as_ref()).await?,
+    };
     let providers = providers(shared).await?;
     let revocations = shared.store.revocations_waiting().await?;
     let condition = condition(shared, look.as_ref()).await?;

@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::response::IntoResponse;
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, REFERER};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN, REFERER};
 use hyper::{HeaderMap, Method, Request};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
@@ -30,9 +30,13 @@ use super::server::Server;
 use super::shortcut::{Answer, Ask};
 use super::token_body::TokenBody;
 use super::types::Problem;
+use super::unread::{Lent, Unread};
 
 /// What is over quota is refused after so long, which is what it is told to wait: who does not, waits here.
 const PENALTY: Duration = Duration::from_secs(1);
+
+/// The namespace of who names none.
+const DEFAULT_NAMESPACE: &str = "default";
 
 type Response<B = Either<Full<Bytes>, Body>> = hyper::Response<B>;
 
@@ -103,7 +107,9 @@ impl<K: Keeper> Caller<K> {
         busy: Busy,
     ) -> Response<Answered> {
         drop(lock(&self.newcomer).take());
-        let limit = self.server.limits.request;
+        let limits = &self.server.limits;
+        let limit = limits.request;
+        let (request, unread) = Unread::lend(request);
         let begun = lock(&self.begun).take();
         let answer = async {
             if let Some(begun) = begun {
@@ -116,9 +122,12 @@ impl<K: Keeper> Caller<K> {
             Ok(answer) => answer.unwrap_or_else(refusal),
             Err(_) => refusal(problem::deadline_exceeded(limit)),
         };
-        answer
-            .headers_mut()
-            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let kept = unread.read_out(answer.status(), limits).await;
+        let headers = answer.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if !kept {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         answer.map(|body| Answered { body, _busy: busy })
     }
 
@@ -161,7 +170,7 @@ impl<K: Keeper> Caller<K> {
         }
     }
 
-    async fn route(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Response, Problem> {
+    async fn route(self: &Arc<Self>, mut request: Request<Lent>) -> Result<Response, Problem> {
         for header in [ORIGIN, REFERER] {
             if request.headers().contains_key(&header) {
                 let detail = format!(
@@ -174,6 +183,9 @@ impl<K: Keeper> Caller<K> {
         let mut read = None;
         if path != "/healthz" {
             let call = self.call(path, Some(request.headers()))?;
+            if let (&Method::PUT, Some(namespace)) = (request.method(), &call.namespace) {
+                self.check_readable(namespace)?;
+            }
             if request::token_path(path).is_some() {
                 if request.method() != Method::GET {
                     return Ok(not_get(request.method(), path));
@@ -301,6 +313,24 @@ impl<K: Keeper> Caller<K> {
             return Err(problem::forbidden(detail));
         }
         Ok(named)
+    }
+
+    /// Refuses an import into a namespace that no app reads: it is mistyped, or its app is not configured yet. Where no
+    /// app is, only admins read.
+    fn check_readable(&self, namespace: &str) -> Result<(), Problem> {
+        let rules = self.server.access.rules.load();
+        let known = rules.namespaces();
+        if namespace == DEFAULT_NAMESPACE || known.is_empty() || known.contains(namespace) {
+            return Ok(());
+        }
+        let known: Vec<String> = known.iter().map(|name| format!("{name:?}")).collect();
+        Err(problem::bad_request(format!(
+            "namespace {:?} is no app's, so no app could read this grant: those of the [app] rules are {}. Name one of them; \
+             or add [app.NAME] with namespace = {:?}, reload, and import again",
+            request::shown(namespace),
+            known.join(", "),
+            request::shown(namespace),
+        )))
     }
 }
 

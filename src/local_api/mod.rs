@@ -15,6 +15,7 @@
 //! | `call` | one request's circumstances, and what its rule allows |
 //! | `request` | paths, queries and bodies, read strictly |
 //! | `routes` | all other routes |
+//! | `unread` | what is left of a request's body when it is answered |
 //! | `token_body` | the token route's answer, written fast |
 //! | `events` | the stream of events |
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
@@ -41,6 +42,7 @@ mod shortcut;
 mod tests;
 mod token_body;
 pub mod types;
+mod unread;
 
 #[doc(hidden)]
 pub use request::read_token_request;

@@ -83,10 +83,19 @@ pub fn no_such_route(method: &str, path: &str) -> Problem {
     )
 }
 
-/// 404: the configuration has no such provider.
-pub fn provider_unknown(provider: &str) -> Problem {
-    let detail =
-        format!("provider {provider:?} is not configured; add [provider.{provider}] and reload");
+/// 404: the configuration has no such provider, but the `configured` ones.
+pub fn provider_unknown<'a>(
+    provider: &str,
+    configured: impl IntoIterator<Item = &'a str>,
+) -> Problem {
+    let configured: Vec<&str> = configured.into_iter().collect();
+    let instead = match configured.as_slice() {
+        [] => "none is".to_owned(),
+        names => format!("configured: {}", names.join(", ")),
+    };
+    let detail = format!(
+        "provider {provider:?} is not configured ({instead}); an admin adds [provider.{provider}] and reloads"
+    );
     problem(
         "provider-unknown",
         StatusCode::NOT_FOUND,
@@ -394,7 +403,7 @@ mod tests {
             (no_such_grant(&key), "no-such-grant", 404),
             (no_such_user("default", "42"), "no-such-grant", 404),
             (no_such_route("GET", "/x"), "no-such-route", 404),
-            (provider_unknown("x"), "provider-unknown", 404),
+            (provider_unknown("x", ["y"]), "provider-unknown", 404),
             (cannot_create("x"), "cannot-create", 400),
             (method_not_allowed("GET", "/x"), "method-not-allowed", 405),
             (request_timeout(second), "request-timeout", 408),

@@ -1,5 +1,6 @@
 //! What a peer may do: by its uid, by its groups, or by the socket it came in on (I7).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -188,6 +189,12 @@ impl Rules {
             rules: rules.into_iter().map(Arc::new).collect(),
             admin: Arc::new(admin()),
         }
+    }
+
+    /// Returns the apps' namespaces, in order. What is in another one no app can read.
+    pub fn namespaces(&self) -> BTreeSet<&str> {
+        let rules = self.rules.iter();
+        rules.map(|rule| rule.namespace.as_str()).collect()
     }
 
     /// Returns what `peer` gets on `socket`.

@@ -84,6 +84,9 @@ const REFRESH_TOKEN_LIFETIMES: [&str; 3] = [
 /// The code under which a profile's own word for `invalid_grant` is recorded.
 const DEAD_GRANT: &str = "dead-grant";
 
+/// The code under which a page for people is recorded that calls itself a success.
+const HTML: &str = "html";
+
 /// What an answer of the token endpoint holds.
 pub struct Answer<'a> {
     /// The HTTP status code.
@@ -108,9 +111,10 @@ pub fn classify(answer: &Answer<'_>, dead_grant_codes: &[String], now: UnixTime)
     let object = json.as_ref().and_then(|v| v.as_object());
     let success = (200..300).contains(&answer.status);
     let code = object.and_then(|o| error_code(o, dead_grant_codes));
+    let html = looks_like_html(answer.body);
     let refusal = Refusal {
         status: answer.status,
-        code,
+        code: code.or((success && html).then_some(HTML)),
     };
     match code {
         Some("invalid_grant" | DEAD_GRANT) if success || is_client_error(answer.status) => {
@@ -127,7 +131,7 @@ pub fn classify(answer: &Answer<'_>, dead_grant_codes: &[String], now: UnixTime)
         if let Some(tokens) = object.and_then(read_tokens) {
             return Outcome::Tokens(tokens);
         }
-        if json.is_none() && !looks_like_html(answer.body) {
+        if json.is_none() && !html {
             return Outcome::Unknown("unreadable");
         }
     }
@@ -225,8 +229,8 @@ pub fn positive_seconds(value: &serde_json::Value) -> Option<Duration> {
     Some(Duration::from_secs_f64(secs.min(3_155_760_000.0)))
 }
 
-/// No list of scopes is longer; it is stored and shown in the clear.
-const LONGEST_SCOPE: usize = 16 << 10;
+/// No list of scopes is longer, in bytes; it is stored and shown in the clear.
+pub const LONGEST_SCOPE: usize = 16 << 10;
 
 /// Reads a scope from a string or an array of strings. What holds control characters, or is longer than any
 /// scope, is none.

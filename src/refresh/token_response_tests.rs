@@ -293,7 +293,7 @@ fn answers_are_told_apart() {
         (400, r#"{"error":{"code":"x"}}"#, now(400, None)),
         (302, "", now(302, None)),
         (500, html, now(500, None)),
-        (200, html, now(200, None)),
+        (200, html, now(200, Some("html"))),
         (200, r#"{"access_token":""}"#, now(200, None)),
         (200, r#"{"access_token":7}"#, now(200, None)),
         (200, r#"["access_token"]"#, now(200, None)),

@@ -35,7 +35,7 @@ pub enum RekeyError {
     },
     /// The file could not be written.
     #[error(
-        "{keyring} could not be written: {source}; {opens}",
+        "{keyring} could not be written; {opens}",
         keyring = keyring.display()
     )]
     Write {

@@ -73,7 +73,7 @@ pub enum RestoreError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The file can't be opened.
-    #[error("{file} cannot be opened: {source}. Nothing was changed", file = file.display())]
+    #[error("nothing was changed: {file} cannot be opened", file = file.display())]
     Unopened {
         /// The file.
         file: PathBuf,

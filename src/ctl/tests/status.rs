@@ -167,6 +167,25 @@ fn while_a_final_backup_drains_the_store_is_not_yet_moved() {
 }
 
 #[test]
+fn after_a_final_backup_it_is_told_that_freshd_rests_and_what_to_do() {
+    let mut status = well();
+    status["state"] = "moved".into();
+    status["in_flight"] = 0.into();
+    let ran = run(&serve(status).socket, &["status"], "");
+    for words in [
+        "0 requests in flight, rests after a final backup: nothing is due here",
+        "restore the copy there, then stop freshd here",
+    ] {
+        assert!(ran.out.contains(words), "{words}: {}", ran.out);
+    }
+    for untrue in ["next due", "running", "cooling-down"] {
+        assert!(!ran.out.contains(untrue), "{untrue}: {}", ran.out);
+    }
+    let rows = ran.out.lines().filter(|line| line.contains(" rests "));
+    assert_eq!(rows.count(), 3, "schedule, and both providers: {}", ran.out);
+}
+
+#[test]
 fn what_ends_by_itself_is_told_and_is_no_trouble() {
     for (member, words) in [
         ("renewals", "1182 done, 20 left, 18 not touched"),
@@ -226,6 +245,24 @@ fn grants_that_fail_are_trouble_once_a_token_ended_or_ends_within_the_margin() {
             "running",
             0,
             "2 grants at hubspot fail to be refreshed, three times or more in a row: http-503",
+        ),
+        (
+            json!([failing("http-302", 2, 0, soon)]),
+            "running",
+            1,
+            "http-302 (a redirect, which a token request never follows)",
+        ),
+        (
+            json!([failing("html", 2, 0, soon)]),
+            "running",
+            1,
+            "html (an HTML page in place of tokens)",
+        ),
+        (
+            json!([failing("http-404", 2, 0, soon)]),
+            "running",
+            1,
+            "http-404 (no token requests are taken there)",
         ),
         (
             json!([failing("invalid_scope", 3, 0, None)]),

@@ -360,6 +360,63 @@ fn each_state_has_its_cause_and_a_way_on() {
         ),
         (
             Story::new("active", "")
+                .with("/grant/failures", json!(4))
+                .entry("failed", "22T11:40:00", refusal(302, "http-302")),
+            format!(
+                "Why: The last 4 attempts failed, most recently on 2026-11-22T11:50:00Z (10 m ago): the server answered 302. That is no \
+                 verdict on the grant. The next attempt is due on 2026-11-22T12:15:00Z (in 15 m).\n{served}  \
+                 hint: this looks like the authorization URL, or like an address for people: look at provider.hubspot.token-endpoint, \
+                 which must be where token requests are posted; freshctl doctor tries it\n"
+            ),
+        ),
+        (
+            Story::new("active", "")
+                .with("/grant/failures", json!(4))
+                .entry("failed", "22T11:40:00", refusal(200, "html")),
+            format!(
+                "Why: The last 4 attempts failed, most recently on 2026-11-22T11:50:00Z (10 m ago): the server answered 200 html. That is no \
+                 verdict on the grant. The next attempt is due on 2026-11-22T12:15:00Z (in 15 m).\n{served}  \
+                 hint: this looks like the authorization URL, or like an address for people: look at provider.hubspot.token-endpoint, \
+                 which must be where token requests are posted; freshctl doctor tries it\n"
+            ),
+        ),
+        (
+            Story::new("active", "")
+                .with("/grant/failures", json!(4))
+                .entry("failed", "22T11:40:00", refusal(404, "http-404")),
+            format!(
+                "Why: The last 4 attempts failed, most recently on 2026-11-22T11:50:00Z (10 m ago): the server answered 404. That is no \
+                 verdict on the grant. The next attempt is due on 2026-11-22T12:15:00Z (in 15 m).\n{served}  \
+                 hint: look at provider.hubspot.token-endpoint, which must be where token requests are posted; freshctl doctor tries it\n"
+            ),
+        ),
+        // Restored and released, and no request was made since; the mark is the copy's.
+        (
+            Story::new("active", "")
+                .with(
+                    "/unanswered",
+                    json!({"since": "2026-11-22T09:00:00Z", "requests": 1}),
+                )
+                .with("/provider/rotation", json!("overlap"))
+                .entry(
+                    "refreshed",
+                    "22T08:00:00",
+                    json!({"presented": "91bc0d4e", "received": "0a0b0c0d"}),
+                )
+                .entry(
+                    "restored",
+                    "22T09:00:00",
+                    json!({"until": "2026-11-22T11:00:00Z", "by": "admin"}),
+                )
+                .entry("resumed", "22T11:30:00", json!({"by": "admin"})),
+            format!(
+                "Why: It came back on 2026-11-22T11:00:00Z (1 h ago) with a copy of 2026-11-22T09:00:00Z (3 h ago) and was released on \
+                 2026-11-22T11:30:00Z (30 m ago): its refresh token may have been spent since that copy was made. It is presented again \
+                 at the next attempt.\n{served}  hint: nothing yet: the next attempt tells\n"
+            ),
+        ),
+        (
+            Story::new("active", "")
                 .with("/grant/failures", json!(1))
                 .entry("failed", "22T11:50:00", json!({"code": "dns"})),
             format!(

@@ -1,6 +1,7 @@
 //! The API over real Unix sockets, with a keeper that notes what it was asked.
 
 mod connections;
+mod early_answers;
 mod events;
 mod quotas;
 mod refusals;

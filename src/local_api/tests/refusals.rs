@@ -319,6 +319,7 @@ async fn bodies_and_heads_have_a_size() {
             .send(format!("10000\r\n{}\r\n", "x".repeat(0x10000)).as_bytes())
             .await;
     }
+    chunked.send(b"0\r\n\r\n").await;
     assert_eq!(chunked.reply().await.unwrap().status, 413);
 
     let head = format!("GET /v1/users/42\nx-long: {}", "x".repeat(17 * 1024));

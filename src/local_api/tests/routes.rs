@@ -234,6 +234,37 @@ async fn the_admin_socket_names_any_namespace_and_keeps_nobody_awake() {
 }
 
 #[tokio::test]
+async fn an_import_into_a_namespace_that_no_app_reads_is_refused_with_those_that_some_do() {
+    let site = Site::admin();
+    let body = format!("{{\"refresh_token\":\"{CANARY}\"}}");
+    let into = |namespace: &str| {
+        format!("PUT /v1/users/42/grants/google\nFreshd-Namespace: {namespace}\n\n{body}")
+    };
+    // Without apps there are only admins, who read all.
+    assert_eq!(site.ask(&into("crmm")).await.status, 201);
+    let apps = ["crm", "wiki"].map(|namespace| Rule {
+        app: namespace.into(),
+        namespace: namespace.into(),
+        ..rule()
+    });
+    site.rules.store(Arc::new(Rules::new(apps.into())));
+    site.keeper.calls();
+    let (status, kind, detail) = site.refused(&into("crmm")).await;
+    assert_eq!((status, kind.as_str()), (400, "bad-request"));
+    assert_eq!(
+        detail,
+        "namespace \"crmm\" is no app's, so no app could read this grant: those of the [app] rules are \"crm\", \"wiki\". \
+         Name one of them; or add [app.NAME] with namespace = \"crmm\", reload, and import again"
+    );
+    for namespace in ["crm", "wiki", "default"] {
+        assert_eq!(site.ask(&into(namespace)).await.status, 201, "{namespace}");
+    }
+    // What is there can be read and deleted: an app may have gone.
+    let there = "DELETE /v1/users/42\nFreshd-Namespace: crmm";
+    assert_eq!(site.ask(there).await.status, 200);
+}
+
+#[tokio::test]
 async fn admins_pause_and_resume_grants_users_and_providers() {
     let site = Site::admin();
     let us = format!("uid {}", rustix::process::getuid().as_raw());

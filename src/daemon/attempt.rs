@@ -426,10 +426,7 @@ impl Attempt {
         } else {
             tracing::debug!(%user, %provider, generation = grant.generation, "refreshed");
         }
-        let readable = Arc::new(Readable {
-            access_token: tokens.access_token.clone(),
-            grant,
-        });
+        let readable = Arc::new(Readable::new(grant, tokens.access_token.clone()));
         shared.cache.replace(readable.clone());
         shared.live.refreshed(&readable.grant);
         (written(&readable.grant), token(&readable, shared))

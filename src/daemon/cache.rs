@@ -14,8 +14,8 @@ use crate::refresh::grant::GrantKey;
 use crate::refresh::reading::Readable;
 
 const SHARDS: usize = 16;
-/// What an entry costs beside its strings: the grant, the maps, the allocations.
-const ENTRY_BYTES: usize = 640;
+/// What an entry costs beside its strings: the grant, the words of its answers, the maps, the allocations.
+const ENTRY_BYTES: usize = 960;
 
 /// Grants that were read lately.
 pub(super) struct Cache {
@@ -212,10 +212,8 @@ mod tests {
             refresh_token_end: None,
             scope: None,
         };
-        Arc::new(Readable {
-            grant: Grant::imported(key(user), &tokens, now),
-            access_token: tokens.access_token,
-        })
+        let grant = Grant::imported(key(user), &tokens, now);
+        Arc::new(Readable::new(grant, tokens.access_token))
     }
 
     fn read(cache: &Cache, user: &str) -> bool {

@@ -152,19 +152,17 @@ async fn finish(shared: &Shared, grant: Option<Grant>, committed: Cas) {
 
 fn hold(shared: &Shared, grant: &Grant, commit: &TokenCommit) -> Arc<Readable> {
     let tokens = &commit.tokens;
-    let readable = Arc::new(Readable {
-        access_token: tokens.access_token.clone(),
-        grant: Grant {
-            generation: commit.presented_generation + 1,
-            access: Some(AccessFacts {
-                token_type: tokens.token_type.clone(),
-                obtained_at: tokens.obtained_at,
-                expires_at: tokens.expires_at,
-            }),
-            scope: tokens.scope.clone(),
-            ..grant.clone()
-        },
-    });
+    let served = Grant {
+        generation: commit.presented_generation + 1,
+        access: Some(AccessFacts {
+            token_type: tokens.token_type.clone(),
+            obtained_at: tokens.obtained_at,
+            expires_at: tokens.expires_at,
+        }),
+        scope: tokens.scope.clone(),
+        ..grant.clone()
+    };
+    let readable = Arc::new(Readable::new(served, tokens.access_token.clone()));
     lock(&shared.held.sets).insert(grant.key.clone(), readable.clone());
     shared.cache.forget(&grant.key);
     readable

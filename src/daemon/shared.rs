@@ -203,10 +203,7 @@ impl Shared {
 fn as_of(now: UnixTime, readable: Arc<Readable>) -> Arc<Readable> {
     match readable.grant.restamped(now, Duration::ZERO) {
         None => readable,
-        Some(grant) => Arc::new(Readable {
-            grant,
-            access_token: readable.access_token.clone(),
-        }),
+        Some(grant) => Arc::new(Readable::new(grant, readable.access_token.clone())),
     }
 }
 

@@ -16,7 +16,7 @@ use super::types::{
     ImportAnswer, ImportRequest, KeysView, Problem, ProviderList, RenewalView, Status, UserView,
 };
 use crate::refresh::grant::{AccessFacts, Grant, GrantKey};
-use crate::refresh::reading::Readable;
+use crate::refresh::reading::{Readable, Words};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::AccessToken;
 
@@ -51,6 +51,11 @@ impl Token {
     /// Returns the grant that it is of.
     pub fn grant(&self) -> &Grant {
         &self.readable.grant
+    }
+
+    /// Returns what all answers with it have in common; `write` writes that once.
+    pub fn words(&self, write: impl FnOnce() -> Words) -> &Words {
+        self.readable.words.get_or_init(write)
     }
 
     /// Returns the token itself, and what is known of it.

@@ -1,5 +1,6 @@
 //! What a reader of a grant gets.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::grant::{AccessFacts, Grant, NeedsReason, PauseReason, Standing};
@@ -7,12 +8,36 @@ use super::time::UnixTime;
 use super::token::AccessToken;
 
 /// A grant with its opened access token.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Readable {
     /// The grant.
     pub grant: Grant,
     /// The access token, if there is one and it opens.
     pub access_token: Option<AccessToken>,
+    /// What answers say beside the token and its age, kept by who wrote the first.
+    pub words: OnceLock<Words>,
+}
+
+/// What is the same in all answers with one access token.
+#[derive(Debug)]
+pub struct Words {
+    /// Whether the token can stand between quotes as it is.
+    pub token_is_plain: bool,
+    /// What comes between the token and its age.
+    pub before_age: String,
+    /// What comes after its age.
+    pub after_age: String,
+}
+
+impl Readable {
+    /// Makes it of what was read.
+    pub fn new(grant: Grant, access_token: Option<AccessToken>) -> Self {
+        Readable {
+            grant,
+            access_token,
+            words: OnceLock::new(),
+        }
+    }
 }
 
 /// What a reader of a grant gets.

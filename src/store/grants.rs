@@ -87,10 +87,7 @@ impl Store {
                 rows::by_key(session, &key)
             })
             .await?;
-        Ok(found.map(|(grant, token)| Readable {
-            grant,
-            access_token: token.map(AccessToken::new),
-        }))
+        Ok(found.map(|(grant, token)| Readable::new(grant, token.map(AccessToken::new))))
     }
 
     /// Returns one grant, its mark and its refresh token. A value that does not open is quarantined, and absent.

@@ -92,11 +92,7 @@ impl Recorder {
             generation: 7,
             ..Grant::imported(key.clone(), &tokens, now)
         };
-        let access_token = tokens.access_token;
-        let readable = Arc::new(Readable {
-            grant,
-            access_token,
-        });
+        let readable = Arc::new(Readable::new(grant, tokens.access_token));
         Ok(Token::of(readable, now).expect("it has an access token"))
     }
 }

@@ -208,9 +208,6 @@ impl Row {
     }
 
     pub fn readable(&self) -> Readable {
-        Readable {
-            grant: self.grant.clone(),
-            access_token: self.access_token.clone(),
-        }
+        Readable::new(self.grant.clone(), self.access_token.clone())
     }
 }

@@ -169,7 +169,7 @@ pub fn scope(text: &str) -> Result<(), Rule> {
     }
 }
 
-/// Reads a cron expression with the parser that the scheduler uses, set as the scheduler sets it.
+/// Reads a cron expression.
 fn parse_cron(text: &str) -> Result<croner::Cron, croner::errors::CronError> {
     croner::parser::CronParser::builder()
         .seconds(croner::parser::Seconds::Required)
@@ -179,7 +179,8 @@ fn parse_cron(text: &str) -> Result<croner::Cron, croner::errors::CronError> {
 
 /// Returns the first moment after `after` that a cron expression names, in UTC; `None` where there is none.
 pub fn next_of_cron(text: &str, after: UnixTime) -> Option<UnixTime> {
-    let after = chrono::DateTime::from_timestamp_millis(after.as_millis())?;
+    // The parser would keep the milliseconds.
+    let after = chrono::DateTime::from_timestamp(after.as_millis().div_euclid(1000), 0)?;
     let next = parse_cron(text).ok()?.find_next_occurrence(&after, false);
     Some(UnixTime::from_millis(next.ok()?.timestamp_millis()))
 }

@@ -1,23 +1,20 @@
 //! `[maintenance]`: calendar work, by cron expressions in UTC.
 //!
-//! tokio-cron-scheduler runs these jobs, and only these. It is not the refresh
-//! schedule, because of what was measured on two cores with version 0.15: one job per grant takes 757 bytes and
-//! 3.3 µs to add; a million of them burn 14% of a core while idle, since it polls every 500 ms; and of
-//! 1,000 one-shot jobs due in the same instant on a current-thread runtime 744 never ran, because its broadcast
-//! channel lags. For a handful of nightly jobs none of that matters, and its cron expressions do.
-//!
-//! It lets a slow job overlap itself and does not wait for jobs at shutdown: each
-//! job takes a lock of its own, and [`Maintenance::stop`] waits for these locks.
+//! Each job has a task of its own, which sleeps until its moment. A job that takes long delays nobody but itself, and never
+//! runs twice at once; what it misses meanwhile it leaves out. So it does with what a clock that is set forward, or a
+//! suspended machine, makes it miss, but for one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
-use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::backup;
+use super::clock::LONGEST_SLEEP;
 use super::shared::Shared;
 use crate::config;
+use crate::refresh::time::UnixTime;
 
 /// Activity notes of users without grants, older than this, are purged.
 const KEEP_ACTIVITY: Duration = Duration::from_secs(400 * 86_400);
@@ -49,64 +46,91 @@ impl Work {
 
 /// The running jobs.
 pub(super) struct Maintenance {
-    scheduler: JobScheduler,
-    locks: Vec<Arc<Mutex<()>>>,
+    stop: watch::Sender<bool>,
+    jobs: JoinSet<()>,
 }
 
 impl Maintenance {
     /// Starts the configured jobs. Their expressions were validated with the configuration.
-    pub(super) async fn start(
+    pub(super) fn start(
         shared: &Arc<Shared>,
         config: &config::Maintenance,
         give_up_after: Duration,
-    ) -> Result<Self, JobSchedulerError> {
-        let scheduler = JobScheduler::new().await?;
-        let mut locks = Vec::new();
+    ) -> Self {
         let backup = config.backup.clone();
         let backup_cron = backup.as_ref().map(|backup| backup.cron.clone());
-        let jobs = [
-            (backup.map(Work::Backup), &backup_cron),
-            (Some(Work::Optimize), &config.optimize),
-            (Some(Work::Purge), &config.purge),
-        ];
-        for (work, cron) in jobs {
-            let (Some(work), Some(cron)) = (work, cron) else {
-                continue;
-            };
-            let lock = Arc::new(Mutex::new(()));
-            locks.push(lock.clone());
-            let shared = shared.clone();
-            let job = Job::new_async(cron.as_str(), move |_, _| {
-                let (shared, lock, work) = (shared.clone(), lock.clone(), work.clone());
-                Box::pin(async move {
-                    // Still running since last time: not again beside itself.
-                    if let Ok(_alone) = lock.try_lock() {
-                        run(&shared, &work, give_up_after).await;
-                    }
-                })
-            })?;
-            scheduler.add(job).await?;
+        let mut maintenance = Maintenance {
+            stop: watch::Sender::new(false),
+            jobs: JoinSet::new(),
+        };
+        for (work, cron) in [
+            (backup.map(Work::Backup), backup_cron),
+            (Some(Work::Optimize), config.optimize.clone()),
+            (Some(Work::Purge), config.purge.clone()),
+        ] {
+            if let (Some(work), Some(cron)) = (work, cron) {
+                let (shared, stop) = (shared.clone(), maintenance.stop.subscribe());
+                let job = keep(shared, work, cron, give_up_after, stop);
+                maintenance.jobs.spawn(job);
+            }
         }
-        scheduler.start().await?;
-        Ok(Maintenance { scheduler, locks })
+        maintenance
     }
 
     /// Starts nothing more and waits for what runs.
     pub(super) async fn stop(mut self) {
-        if self.scheduler.shutdown().await.is_err() {
-            tracing::debug!("maintenance-not-stopped");
+        self.stop.send_replace(true);
+        while self.jobs.join_next().await.is_some() {}
+    }
+}
+
+/// Does a job at each of its moments.
+async fn keep(
+    shared: Arc<Shared>,
+    work: Work,
+    cron: String,
+    give_up_after: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut after = shared.clock.now();
+    loop {
+        let now = shared.clock.now();
+        let sleep = match step(&cron, after, now) {
+            None => return,
+            Some(sleep) => sleep,
+        };
+        if sleep.is_zero() {
+            let done = tokio::spawn(run(shared.clone(), work.clone(), give_up_after));
+            if done.await.is_err() {
+                tracing::warn!(
+                    job = work.name(),
+                    error = "it panicked",
+                    "maintenance-failed"
+                );
+            }
+            after = shared.clock.now();
+            continue;
         }
-        for lock in &self.locks {
-            drop(lock.lock().await);
+        // A clock that was set back begins anew.
+        after = after.min(now);
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(sleep) => {}
         }
     }
 }
 
-async fn run(shared: &Shared, work: &Work, give_up_after: Duration) {
+/// Returns how long to sleep until the first moment after `after`; nothing if it has come, `None` if none will.
+fn step(cron: &str, after: UnixTime, now: UnixTime) -> Option<Duration> {
+    let at = config::next_of_cron(cron, after.min(now))?;
+    Some(at.since(now).min(LONGEST_SLEEP))
+}
+
+async fn run(shared: Arc<Shared>, work: Work, give_up_after: Duration) {
     let now = shared.clock.now();
     let job = work.name();
-    let done = match work {
-        Work::Backup(config) => match backup::nightly(shared, config).await {
+    let done = match &work {
+        Work::Backup(config) => match backup::nightly(&shared, config).await {
             Ok(()) => Ok(()),
             Err(error) => return tracing::warn!(job, %error, "maintenance-failed"),
         },
@@ -127,5 +151,27 @@ async fn run(shared: &Shared, work: &Work, give_up_after: Duration) {
     match done {
         Ok(()) => tracing::info!(job, "maintained"),
         Err(error) => tracing::warn!(job, %error, "maintenance-failed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_due_at_its_moment_and_once_for_all_that_it_has_missed() {
+        let at = |text: &str| UnixTime::from_rfc3339(text).unwrap();
+        let nightly = |after: &str, now: &str| step("0 30 3 * * *", at(after), at(now));
+        let (noon, night) = ("2026-11-22T12:00:00Z", "2026-11-23T03:30:00Z");
+        assert_eq!(nightly(noon, noon), Some(LONGEST_SLEEP));
+        let soon = Some(Duration::from_millis(1500));
+        assert_eq!(nightly(noon, "2026-11-23T03:29:58.5Z"), soon);
+        assert_eq!(nightly(noon, night), Some(Duration::ZERO));
+        assert_eq!(nightly(noon, "2026-11-29T12:00:00Z"), Some(Duration::ZERO));
+        // It ran in no time.
+        assert_eq!(nightly(night, night), Some(LONGEST_SLEEP));
+        // The clock was set back by a day after it ran.
+        assert_eq!(nightly(night, "2026-11-22T03:29:58.5Z"), soon);
+        assert_eq!(step("0 0 0 30 2 *", at(noon), at(noon)), None);
     }
 }

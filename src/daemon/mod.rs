@@ -121,9 +121,6 @@ pub enum StartError {
     /// The store opened but can't be read or written.
     #[error("the store cannot be used")]
     Store(#[from] StoreError),
-    /// The maintenance jobs could not be started.
-    #[error("the maintenance jobs cannot be started")]
-    Maintenance(#[from] tokio_cron_scheduler::JobSchedulerError),
 }
 
 impl StartError {
@@ -137,7 +134,7 @@ impl StartError {
                 std::io::ErrorKind::InvalidInput => 78,
                 _ => 75,
             },
-            StartError::Store(_) | StartError::Maintenance(_) => 75,
+            StartError::Store(_) => 75,
         }
     }
 }
@@ -228,7 +225,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         Some(address) => Some(bind_metrics(address).await?),
     };
     let give_up_after = Duration::from_secs(u64::from(config.daemon.revocation_days) * 86_400);
-    let maintenance = Maintenance::start(&shared, &config.maintenance, give_up_after).await?;
+    let maintenance = Maintenance::start(&shared, &config.maintenance, give_up_after);
     let mut background = start::background(&shared, inbox, config.max_in_flight, give_up_after);
     background.spawn(log::tell_counts(shared.clone()));
     if let Some(listener) = scrapes {

@@ -104,14 +104,16 @@ impl Activity {
         namespace: &str,
         user: &str,
     ) -> Result<Option<UnixTime>, StoreError> {
-        let seen = {
-            let mut users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            find(&mut users, namespace, user).map(|seen| seen.at)
-        };
-        match seen {
+        match self.in_memory(namespace, user) {
             Some(at) => Ok(Some(at)),
             None => self.store.last_activity(namespace, user).await,
         }
+    }
+
+    /// Returns a user's last activity, if that is in memory still: it rules over what is written.
+    pub(super) fn in_memory(&self, namespace: &str, user: &str) -> Option<UnixTime> {
+        let mut users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        find(&mut users, namespace, user).map(|seen| seen.at)
     }
 
     /// Notes that the clock was set forward: nobody was away for that long. Also after a suspend, in which nobody

@@ -105,12 +105,16 @@ impl Attempt {
         // Held until the outcome is on disk (I1, I2).
         let _slot = self.shared.slots.acquire(&grant.key).await;
         let (store, now) = (&self.shared.store, self.shared.clock.now());
+        // Looked at before the store is, as what leaves the memory is written by then.
+        let (namespace, user) = (&grant.key.namespace, &grant.key.user);
+        let seen_before = self.shared.activity.in_memory(namespace, user);
         let Some(attemptable) = store.attemptable(self.wanted.id, now).await? else {
             self.shared.owed.forget(self.wanted.id);
             return Ok((gone(self.wanted.id), Ended::NoToken));
         };
         let Attemptable {
             mut grant,
+            last_active_at,
             refresh_token,
         } = attemptable;
         let rotates = self.live.config.policy.rotation.rotates();
@@ -141,7 +145,8 @@ impl Attempt {
             Cause::Due => {
                 let (namespace, user) = (&grant.key.namespace, &grant.key.user);
                 let activity = &self.shared.activity;
-                let last = activity.last(namespace, user).await?;
+                let last = activity.in_memory(namespace, user).or(seen_before);
+                let last = last.or(last_active_at);
                 // An import counts as activity.
                 let seen_at = last.map_or(grant.imported_at, |at| at.max(grant.imported_at));
                 Some(activity.forgiven(seen_at))

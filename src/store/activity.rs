@@ -2,7 +2,7 @@
 
 use rusqlite::params;
 
-use super::rows::time;
+use super::rows;
 use super::writer::Class;
 use super::{Store, StoreError};
 use crate::refresh::time::UnixTime;
@@ -15,11 +15,8 @@ impl Store {
         user: &str,
     ) -> Result<Option<UnixTime>, StoreError> {
         let (namespace, user) = (namespace.to_owned(), user.to_owned());
-        self.read_for_caller(move |session| {
-            let sql = "SELECT last_active_at FROM activity WHERE namespace = ?1 AND user = ?2";
-            session.first(sql, [namespace, user], |row| time(row, 0))
-        })
-        .await
+        self.read_for_caller(move |session| rows::last_activity(session, &namespace, &user))
+            .await
     }
 
     /// Writes when users (namespace, user) were last active. A moment never goes back.

@@ -25,6 +25,8 @@ use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
 pub struct Attemptable {
     /// The grant, its mark included.
     pub grant: Grant,
+    /// When its user was last active, as far as that was written.
+    pub last_active_at: Option<UnixTime>,
     /// The refresh token, if there is one and it opens.
     pub refresh_token: Option<RefreshToken>,
 }
@@ -84,13 +86,13 @@ impl Store {
         let key = key.clone();
         let found = self
             .opened(For::Caller, Purpose::Access, at, move |session| {
-                rows::by_key(session, &key)
+                Ok(rows::by_key(session, &key)?.map(|grant| (grant, ())))
             })
             .await?;
-        Ok(found.map(|(grant, token)| Readable::new(grant, token.map(AccessToken::new))))
+        Ok(found.map(|(grant, (), token)| Readable::new(grant, token.map(AccessToken::new))))
     }
 
-    /// Returns one grant, its mark and its refresh token. A value that does not open is quarantined, and absent.
+    /// Returns one grant, its mark, its user's last activity and its refresh token. A value that does not open is quarantined, and absent.
     pub async fn attemptable(
         &self,
         id: GrantId,
@@ -98,30 +100,37 @@ impl Store {
     ) -> Result<Option<Attemptable>, StoreError> {
         let found = self
             .opened(For::Daemon, Purpose::Refresh, at, move |session| {
-                rows::by_id(session, id)
+                let Some(grant) = rows::by_id(session, id)? else {
+                    return Ok(None);
+                };
+                let last_active_at =
+                    rows::last_activity(session, &grant.key.namespace, &grant.key.user)?;
+                Ok(Some((grant, last_active_at)))
             })
             .await?;
-        Ok(found.map(|(grant, token)| Attemptable {
+        Ok(found.map(|(grant, last_active_at, token)| Attemptable {
             grant,
+            last_active_at,
             refresh_token: token.map(RefreshToken::new),
         }))
     }
 
-    /// Reads a grant and opens one of its tokens.
-    async fn opened<F>(
+    /// Reads a grant, and what `find` finds with it, and opens one of its tokens.
+    async fn opened<F, T>(
         &self,
         whom: For,
         purpose: Purpose,
         at: UnixTime,
         find: F,
-    ) -> Result<Option<(Grant, Option<String>)>, StoreError>
+    ) -> Result<Option<(Grant, T, Option<String>)>, StoreError>
     where
-        F: Fn(&Session<'_>) -> Result<Option<Grant>, Trouble> + Send + 'static,
+        F: Fn(&Session<'_>) -> Result<Option<(Grant, T)>, Trouble> + Send + 'static,
+        T: Send + 'static,
     {
         let open = move |session: &Session<'_>| match find(session)? {
-            Some(grant) => {
+            Some((grant, more)) => {
                 let opened = rows::open(session, &grant, purpose)?;
-                Ok(Some((grant, opened)))
+                Ok(Some((grant, more, opened)))
             }
             None => Ok(None),
         };
@@ -129,13 +138,13 @@ impl Store {
             For::Caller => self.read_for_caller(open).await?,
             For::Daemon => self.read(open).await?,
         };
-        let Some((grant, opened)) = read else {
+        let Some((grant, more, opened)) = read else {
             return Ok(None);
         };
         let grant = self.quarantine_if_broken(grant, &opened, at).await;
         // The string moves into the token unwiped: both newtypes wipe what they hold.
         let token = opened.secret().map(|mut token| std::mem::take(&mut *token));
-        Ok(Some((grant, token)))
+        Ok(Some((grant, more, token)))
     }
 
     /// Returns all grants of one user, by provider and account.

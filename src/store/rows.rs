@@ -84,6 +84,15 @@ pub(super) fn by_id(session: &Session<'_>, id: GrantId) -> Result<Option<Grant>,
     session.first(select_grant!("WHERE g.id = ?1"), [id.0], grant)
 }
 
+pub(super) fn last_activity(
+    session: &Session<'_>,
+    namespace: &str,
+    user: &str,
+) -> Result<Option<UnixTime>, Trouble> {
+    let sql = "SELECT last_active_at FROM activity WHERE namespace = ?1 AND user = ?2";
+    session.first(sql, [namespace, user], |row| time(row, 0))
+}
+
 pub(super) fn by_key(session: &Session<'_>, key: &GrantKey) -> Result<Option<Grant>, Trouble> {
     session.first(
         select_grant!(

@@ -96,8 +96,11 @@ impl Store {
         self.read(|durable| {
             let row = durable.rows.get(&id)?;
             opens(row.key, "a refresh token");
+            let key = &row.grant.key;
+            let user = (key.namespace.clone(), key.user.clone());
             Some(Attemptable {
                 grant: row.grant.clone(),
+                last_active_at: durable.activity.get(&user).copied(),
                 refresh_token: row.refresh_token.clone(),
             })
         })

@@ -125,7 +125,7 @@ impl<K: Keeper> Caller<K> {
         let kept = unread.read_out(answer.status(), limits).await;
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if !kept {
+        if !kept || self.progress.closes() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer.map(|body| Answered { body, _busy: busy })

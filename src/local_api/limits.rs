@@ -3,11 +3,13 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep};
 
 /// The limits of one socket.
@@ -65,9 +67,14 @@ impl Default for Limits {
     }
 }
 
-/// Where a connection is in its request. Counts up, so each phase of each request has a number of its own.
+/// Where a connection is in its request.
 #[derive(Debug, Default)]
-pub(super) struct Progress(AtomicU64);
+pub(super) struct Progress {
+    /// Counts up, so each phase of each request has a number of its own.
+    phase: AtomicU64,
+    /// Whether nothing more is taken than what has been sent already.
+    closing: AtomicBool,
+}
 
 const IDLE: u64 = 0;
 const HEAD: u64 = 1;
@@ -77,19 +84,29 @@ const PHASES: u64 = 3;
 impl Progress {
     fn current(&self) -> u64 {
         // One task reads and writes this; nothing else depends on the order.
-        self.0.load(Ordering::Relaxed)
+        self.phase.load(Ordering::Relaxed)
     }
 
     fn advance_to(&self, phase: u64) {
         let now = self.current();
         let ahead = (phase + PHASES - now % PHASES) % PHASES;
-        self.0.store(now + ahead, Ordering::Relaxed);
+        self.phase.store(now + ahead, Ordering::Relaxed);
     }
 
     fn bytes_came(&self) {
         if self.current() % PHASES == IDLE {
             self.advance_to(HEAD);
         }
+    }
+
+    /// Has the connection end after the answers to what has been sent by now. It takes effect when it is polled.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it ends so.
+    pub(super) fn closes(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     /// Whether the peer is not waiting for us, nor we for the rest of what it says.
@@ -113,7 +130,35 @@ impl Drop for Busy {
     }
 }
 
-/// A stream that fails with `TimedOut` when the peer keeps us waiting.
+/// What a stream's socket knows and does beside reading and writing.
+pub(super) trait Socket {
+    /// Takes nothing that is not here yet: who sends something now gets an error, and knows that it was not taken.
+    fn close_reading(&self);
+
+    /// Completes when the peer is gone, and has not only ended what it says.
+    fn poll_deserted(&self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+impl Socket for UnixStream {
+    fn close_reading(&self) {
+        // It fails where the peer is gone, who sends nothing more anyway.
+        let _ = rustix::net::shutdown(self, rustix::net::Shutdown::Read);
+    }
+
+    fn poll_deserted(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Costs nothing while nothing has come.
+        let _ = ready!(self.poll_read_ready(cx));
+        let at_once = Timespec::default();
+        let mut look = [PollFd::new(self, PollFlags::empty())];
+        match poll(&mut look, Some(&at_once)) {
+            Ok(_) if look[0].revents().contains(PollFlags::HUP) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// A stream that fails with `TimedOut` when the peer keeps us waiting, and with `ConnectionReset` when it is gone before its
+/// answer. A peer that only ends what it says is answered all the same.
 ///
 /// hyper's own header timeout makes no difference between a head that trickles in and a connection that
 /// rests between two requests; here they have limits of their own.
@@ -127,6 +172,7 @@ pub(super) struct Deadlines<S> {
     /// Rings then, or earlier.
     read_timer: Pin<Box<Sleep>>,
     write_timer: Option<Pin<Box<Sleep>>>,
+    closed: bool,
 }
 
 impl<S> Deadlines<S> {
@@ -142,6 +188,7 @@ impl<S> Deadlines<S> {
             armed_for,
             read_timer,
             write_timer: None,
+            closed: false,
         }
     }
 
@@ -188,13 +235,17 @@ impl<S> Deadlines<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Deadlines<S> {
+impl<S: AsyncRead + Socket + Unpin> AsyncRead for Deadlines<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.closed && this.progress.closes() {
+            this.closed = true;
+            this.stream.close_reading();
+        }
         let before = buffer.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buffer) {
             Poll::Ready(result) => {
@@ -208,7 +259,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Deadlines<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Deadlines<S> {
+impl<S: AsyncWrite + Socket + Unpin> AsyncWrite for Deadlines<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -235,6 +286,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Deadlines<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // hyper reads nothing while it answers, and would not notice.
+        if !this.progress.rests() && this.stream.poll_deserted(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         // hyper does not read again after an answer if the last read had to wait, so nothing but this
         // would wake it at the idle limit. It then reads, and meets the deadline there.
         let _ = this.poll_read_deadline(cx);
@@ -272,6 +327,14 @@ mod tests {
             9,
             "a request that came with the last one's bytes has no head phase"
         );
+    }
+
+    impl Socket for tokio::io::DuplexStream {
+        fn close_reading(&self) {}
+
+        fn poll_deserted(&self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Pending
+        }
     }
 
     fn deadlines(

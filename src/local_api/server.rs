@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Context;
@@ -13,8 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::accept::Acceptor;
 use super::caller::Caller;
@@ -64,8 +64,8 @@ pub struct Access {
     pub quotas: Arc<Quotas>,
 }
 
-/// Serves a socket until `shutdown` completes; then accepts nothing more, closes idle connections, and
-/// returns when the last request in flight is answered. The caller bounds that.
+/// Serves a socket until `shutdown` completes; then accepts nothing more, and returns when all requests are answered that
+/// were sent by then. Who sends one later gets an error, and knows that it was not taken. The caller bounds the time.
 ///
 /// A client that hangs up, and the request's deadline, drop the keeper's future: whatever must not be
 /// cut short runs in a task of its own.
@@ -82,23 +82,23 @@ pub async fn serve_with<K: Keeper>(
     limits: Limits,
 ) -> io::Result<()> {
     let server = Arc::new(Server::new(kind, keeper, access, limits));
-    let graceful = Arc::new(GracefulShutdown::new());
+    let stop = watch::Sender::new(false);
     let (newcomer, mut newcomers) = mpsc::channel::<Infallible>(1);
     let acceptor = Acceptor::start(
         listener,
         server.kind.clone(),
         server.access.quotas.clock(),
         {
-            let (server, graceful) = (Arc::clone(&server), Arc::clone(&graceful));
-            move |stream| server.welcome(stream, graceful.watcher(), newcomer.clone())
+            let (server, stop) = (Arc::clone(&server), stop.clone());
+            move |stream| server.welcome(stream, stop.subscribe(), newcomer.clone())
         },
     )?;
     acceptor.until(shutdown).await;
     server.streams.stop();
     // A request may be on its way on a connection that was just accepted, and would be lost.
     let _ = tokio::time::timeout(FIRST_REQUEST, newcomers.recv()).await;
-    let graceful = Arc::into_inner(graceful).expect("the thread that shared it is over");
-    graceful.shutdown().await;
+    stop.send_replace(true);
+    stop.closed().await;
     Ok(())
 }
 
@@ -184,7 +184,7 @@ impl<K: Keeper> Server<K> {
     fn welcome(
         self: &Arc<Self>,
         stream: UnixStream,
-        watcher: Watcher,
+        stop: watch::Receiver<bool>,
         newcomer: mpsc::Sender<Infallible>,
     ) -> Option<Party> {
         let caller = Caller::new(self, Peer::of(&stream), newcomer);
@@ -197,7 +197,7 @@ impl<K: Keeper> Server<K> {
         };
         match tokio::net::UnixStream::from_std(stream) {
             Ok(stream) => {
-                let connection = self.connection(stream, caller, watcher);
+                let connection = self.connection(stream, caller, stop);
                 tokio::spawn(async move {
                     admission.turn.come().await;
                     connection.await;
@@ -263,12 +263,12 @@ impl<K: Keeper> Server<K> {
         self: &Arc<Self>,
         stream: tokio::net::UnixStream,
         caller: Caller<K>,
-        watcher: Watcher,
+        mut stop: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + use<K> {
         let caller = Arc::new(caller);
-        let progress = &caller.progress;
-        let io = Deadlines::new(stream, Arc::clone(progress), Arc::clone(&self.limits));
-        let io = Shortcut::new(io, Arc::clone(progress), {
+        let progress = Arc::clone(&caller.progress);
+        let io = Deadlines::new(stream, Arc::clone(&progress), Arc::clone(&self.limits));
+        let io = Shortcut::new(io, Arc::clone(&progress), {
             let caller = Arc::clone(&caller);
             move |ask: Ask<'_>, cx: &mut Context<'_>| caller.begin(ask, cx)
         });
@@ -277,13 +277,26 @@ impl<K: Keeper> Server<K> {
             async move { Ok::<_, Infallible>(caller.answer(request, busy).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
+            // `Deadlines` tells those who are gone from those who have said all.
+            .half_close(true)
             // `Deadlines` keeps the time.
             .header_read_timeout(None)
             .max_buf_size(self.limits.head_bytes)
             .serve_connection(TokioIo::new(io), service);
-        let watched = watcher.watch(connection);
         async move {
-            if let Err(error) = watched.await {
+            let mut connection = pin!(connection);
+            let stopped = async { drop(stop.wait_for(|stop| *stop).await) };
+            let ended = tokio::select! {
+                biased;
+                ended = connection.as_mut() => ended,
+                () = stopped => {
+                    progress.close();
+                    connection.await
+                }
+            };
+            // Its end is told when this is dropped.
+            drop(stop);
+            if let Err(error) = ended {
                 tracing::debug!(%error, "connection-ended");
             }
         }

@@ -100,7 +100,8 @@ where
     /// Answers what came, if that goes at once.
     fn answer_at_once(&mut self, came: &[u8], cx: &mut Context<'_>) -> bool {
         match read(came) {
-            Came::Ask(ask) => {
+            Came::Ask(mut ask) => {
+                ask.is_last |= self.progress.closes();
                 let Some(answer) = (self.begin)(ask, cx) else {
                     return false;
                 };

@@ -215,6 +215,87 @@ async fn shutdown_finishes_requests_in_flight_closes_idle_connections_and_return
 }
 
 #[tokio::test]
+async fn what_was_sent_before_the_stop_is_answered_and_who_sends_later_knows_that_it_was_not_taken()
+{
+    for headers in ["", "freshd-namespace: default\r\n"] {
+        let site = Site::shared();
+        let mut client = site.connect().await;
+        assert_eq!(client.ask(TOKEN).await.status, 200);
+        let request = format!("{TOKEN} HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
+        // The server runs on this thread, and sees neither before both are done.
+        let sent = client.stream.try_write(request.as_bytes()).unwrap();
+        assert_eq!(sent, request.len());
+        site.stop.send(()).unwrap();
+        let reply = client.reply().await.expect("an answer");
+        assert_eq!(
+            (reply.status, &*reply.headers["connection"]),
+            (200, "close")
+        );
+        site.server.await.unwrap().unwrap();
+        let later = client.stream.try_write(request.as_bytes()).unwrap_err();
+        assert_eq!(later.kind(), std::io::ErrorKind::BrokenPipe);
+        assert!(client.reply().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_ends_what_it_says_is_answered_all_the_same() {
+    let site = Site::shared();
+    site.keeper.slow.add_permits(1);
+    let import = format!("{{\"refresh_token\":\"{CANARY}\"}}");
+    let import = format!(
+        "PUT /v1/users/42/grants/google HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{import}",
+        import.len()
+    );
+    let requests = [
+        (raw(TOKEN), 200),
+        (raw(SLOW), 200),
+        (raw("GET /v1/users/nobody/grants/google/token"), 404),
+        (raw("GET /v1/users/42"), 200),
+        (raw("POST /v1/users/42/grants/google/refresh"), 200),
+        (raw("GET /healthz"), 200),
+        (import.into_bytes(), 201),
+    ];
+    for (request, status) in requests {
+        let mut client = site.connect().await;
+        client.send(&request).await;
+        client.stream.shutdown().await.unwrap();
+        let reply = client.reply().await.expect("an answer");
+        assert_eq!(
+            reply.status,
+            status,
+            "{}",
+            String::from_utf8_lossy(&request)
+        );
+        assert!(client.reply().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_leaves_its_place_at_once() {
+    let limits = Limits {
+        streams: 1,
+        heartbeat: Duration::from_secs(3600),
+        ..Limits::default()
+    };
+    let site = Site::limited(SocketKind::Shared, vec![rule()], limits);
+    let (_feed, events) = mpsc::unbounded_channel();
+    *site.keeper.feed.lock().unwrap() = Some(events);
+    let mut gone = site.connect().await;
+    gone.send(&raw("GET /v1/events")).await;
+    assert!(gone.more().await);
+    assert_eq!(site.ask("GET /v1/events").await.status, 429);
+    drop(gone);
+    let again = async {
+        while site.ask("GET /v1/events").await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let again = tokio::time::timeout(Duration::from_secs(20), again);
+    again.await.expect("a place for another stream");
+}
+
+#[tokio::test]
 async fn refusals_are_logged_once_with_the_rule_that_would_admit_and_secrets_never() {
     let log = Arc::new(Mutex::new(Vec::new()));
     let writer = Arc::clone(&log);

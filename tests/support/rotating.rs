@@ -21,6 +21,8 @@ struct Rules {
     /// Put before every token, so that a test can look for them.
     prefix: String,
     client: Option<(String, String)>,
+    /// What a token response names, where it names one.
+    scope: Option<String>,
     families: Vec<Family>,
     superseded_outside_grace: usize,
     replayed_within_grace: usize,
@@ -82,6 +84,7 @@ impl Rotating {
             grace: Duration::ZERO,
             prefix: String::new(),
             client: None,
+            scope: None,
             families: Vec::new(),
             superseded_outside_grace: 0,
             replayed_within_grace: 0,
@@ -98,6 +101,11 @@ impl Rotating {
     pub fn with_prefix(self, prefix: &str) -> Rotating {
         self.rules().prefix = prefix.to_owned();
         self
+    }
+
+    /// From now on, token responses name this scope.
+    pub fn name_scope(&self, scope: &str) {
+        self.rules().scope = Some(scope.to_owned());
     }
 
     /// From now on, only this client identifier and secret in a Basic header are accepted.
@@ -259,7 +267,19 @@ impl Rules {
             .duration_since(instant())
             .as_secs_f64()
             .ceil() as u64;
-        Answer::tokens(&set.access_token, &set.refresh_token, left)
+        match &self.scope {
+            None => Answer::tokens(&set.access_token, &set.refresh_token, left),
+            Some(scope) => {
+                let tokens = json!({
+                    "access_token": set.access_token,
+                    "refresh_token": set.refresh_token,
+                    "token_type": "Bearer",
+                    "expires_in": left,
+                    "scope": scope,
+                });
+                Answer::json(200, &tokens)
+            }
+        }
     }
 
     /// RFC 7009 §2.2: 200, also for a token nobody knows.

@@ -4,7 +4,7 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 use support::daemon::{Said, freshctl, grant_path};
@@ -248,6 +248,52 @@ async fn a_reader_who_hangs_up_hears_nothing_and_is_no_failure() {
     }
 }
 
+/// Runs a line of the shell at a terminal.
+async fn at_terminal(line: &str, no_color: bool) -> Output {
+    let mut script = tokio::process::Command::new("script");
+    script
+        .args(["-qec", line, "/dev/null"])
+        .stdin(Stdio::null());
+    script
+        .env("TERM", "xterm")
+        .env("LC_ALL", "C")
+        .env_remove("NO_COLOR");
+    if no_color {
+        script.env("NO_COLOR", "1");
+    }
+    script.output().await.expect("script(1) of util-linux")
+}
+
+/// How many columns a line takes: the bytes that are not part of a colour's sequence.
+fn columns(line: &str) -> usize {
+    let mut parts = line.trim_end().split('\u{1b}');
+    let first = parts.next().map_or(0, str::len);
+    let rest = parts.filter_map(|part| part.split_once('m'));
+    first + rest.map(|(_, text)| text.len()).sum::<usize>()
+}
+
+#[tokio::test]
+async fn a_terminal_that_was_not_told_its_size_has_80_columns() {
+    let scene = Scene::new().await;
+    let long = "too-long-a-name-".repeat(5);
+    let tokens = json!({"refresh_token": "r", "access_token": "a", "expires_in": 3600});
+    scene.freshd.import(&long, "acme", &tokens).await;
+    let args = scene.args(&row("grants", "", DaemonToRead), "").join(" ");
+    let freshctl = env!("CARGO_BIN_EXE_freshctl");
+    for no_color in [true, false] {
+        let widest = async |of: u16| {
+            let line = format!("stty rows 0 cols {of}; exec {freshctl} {args}");
+            let output = at_terminal(&line, no_color).await;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.lines().map(columns).max().unwrap_or(0)
+        };
+        let unknown = widest(0).await;
+        assert!((60..=80).contains(&unknown), "{unknown} columns");
+        assert_eq!(unknown, widest(80).await);
+        assert!(widest(120).await > 80);
+    }
+}
+
 #[tokio::test]
 async fn a_narrow_terminal_without_colours_and_without_utf_8_gets_plain_text() {
     let scene = Scene::new().await;
@@ -258,18 +304,7 @@ async fn a_narrow_terminal_without_colours_and_without_utf_8_gets_plain_text() {
             env!("CARGO_BIN_EXE_freshctl")
         );
         for no_color in [true, false] {
-            let mut script = tokio::process::Command::new("script");
-            script
-                .args(["-qec", &line, "/dev/null"])
-                .stdin(Stdio::null());
-            script
-                .env("TERM", "xterm")
-                .env("LC_ALL", "C")
-                .env_remove("NO_COLOR");
-            if no_color {
-                script.env("NO_COLOR", "1");
-            }
-            let output = script.output().await.expect("script(1) of util-linux");
+            let output = at_terminal(&line, no_color).await;
             let text = String::from_utf8_lossy(&output.stdout);
             assert_eq!(output.status.code(), Some(0), "{}: {text}", row.command);
             assert!(text.is_ascii(), "{}: {text}", row.command);

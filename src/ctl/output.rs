@@ -131,21 +131,23 @@ pub fn size(bytes: u64) -> String {
 
 /// Adds `mark` and `text` as a line. On a terminal the text is broken at spaces to fit, and goes on below itself.
 pub fn fill(out: &mut String, look: Look, mark: &str, text: &str) {
-    let width = if look.terminal {
-        Table::new()
-            .width()
-            .map_or(WIDTH, usize::from)
-            .max(NARROWEST)
-    } else {
-        usize::MAX
+    let width = match look.terminal {
+        true => usize::from(width()).max(NARROWEST),
+        false => usize::MAX,
     };
     out.push_str(&filled(width, mark, text));
 }
 
 /// A terminal that does not say how wide it is.
-const WIDTH: usize = 80;
+const WIDTH: u16 = 80;
 /// Narrower ones break lines themselves.
 const NARROWEST: usize = 40;
+
+/// The terminal's width; one of 0 columns has not been told its own.
+fn width() -> u16 {
+    let told = Table::new().width();
+    told.filter(|width| *width > 0).unwrap_or(WIDTH)
+}
 
 fn filled(width: usize, mark: &str, text: &str) -> String {
     let indent = mark.chars().count();
@@ -212,11 +214,12 @@ const GAP: u16 = 2;
 fn laid_out(look: Look, header: &[&str], rows: &[Vec<String>], widths: &[u16]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_content_arrangement(if look.terminal {
-        ContentArrangement::Dynamic
+    if look.terminal {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(width());
     } else {
-        ContentArrangement::Disabled
-    });
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
     if !look.terminal || !look.color {
         table.force_no_tty();
     }

@@ -27,7 +27,7 @@ use crate::profile::Provider;
 pub use describe::{Description, describe};
 pub use load::{check, load, look};
 pub use quota::Quota;
-pub use value::{next_of_cron, positive_duration};
+pub use value::{name, next_of_cron, positive_duration};
 
 /// A whole configuration that cannot hold nonsense. Made once by [`load()`]; there is no later check.
 #[derive(Clone, Debug, PartialEq)]

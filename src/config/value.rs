@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::refresh::grant::{NAME_RULE, is_name};
 use crate::refresh::time::UnixTime;
 
 /// What a function here found wrong: the rule, in words.
@@ -134,21 +135,9 @@ pub fn size(text: &str) -> Result<usize, Rule> {
     }
 }
 
-/// Checks the name of a provider, app or namespace; they appear in paths, routes and logs.
+/// Checks the name of a provider, app or namespace.
 pub fn name(text: &str) -> Result<(), Rule> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
-    let first = text
-        .chars()
-        .next()
-        .is_some_and(|c| c.is_ascii_alphanumeric());
-    if (1..=64).contains(&text.len()) && first && text.chars().all(allowed) {
-        Ok(())
-    } else {
-        Err(
-            "must be 1 to 64 of a-z, 0-9, \".\", \"_\" and \"-\", and begin with a letter or digit"
-                .into(),
-        )
-    }
+    is_name(text).then_some(()).ok_or_else(|| NAME_RULE.into())
 }
 
 /// Reads a literal loopback address with its port: `127.0.0.1:9464`. Port 0 is any free one, which the log names.

@@ -45,8 +45,7 @@ impl Exit {
                 "freshctl grants lists what there is; another namespace is named with --namespace"
             }
             Exit::NotServed => "freshctl why USER PROVIDER tells the cause, and what to do",
-            Exit::Usage => "freshctl --help, and freshctl COMMAND --help, say what there is",
-            Exit::Data => "freshctl COMMAND --help says what it takes",
+            Exit::Usage | Exit::Data => "freshctl --help says what there is",
             Exit::NoInput => "name a file that is there and that you may read",
             Exit::Unavailable => "is it running? systemctl status freshd",
             Exit::Internal => "look at what the daemon logs: journalctl -u freshd",
@@ -117,6 +116,19 @@ impl Failure {
                 hint: Some(text.into()),
             },
             pipe => pipe,
+        }
+    }
+
+    /// Names the command whose help says more, where the command line or the input is wrong and nothing else is said
+    /// to be done.
+    pub fn of(self, command: &str) -> Self {
+        match self {
+            Failure::Told {
+                exit: Exit::Usage | Exit::Data,
+                hint: None,
+                ..
+            } => self.hint(format!("freshctl {command} --help says what it takes")),
+            other => other,
         }
     }
 

@@ -12,6 +12,7 @@ use super::call_error::CallError;
 use super::client::{Call, grant_path};
 use super::failure::{Exit, Failure};
 use super::output::{escape, exact};
+use crate::config;
 use crate::local_api::types::{ImportAnswer, ImportRequest, Problem, mistaken};
 
 /// No token set is longer, in bytes; a line that is, is not one.
@@ -136,7 +137,8 @@ fn entry(members: &mut Map<String, Value>) -> Result<Entry, String> {
     let provider = args::name(&provider).map_err(rule("provider"))?;
     let namespace = string(members, "namespace")?;
     if let Some(namespace) = &namespace {
-        args::name(namespace).map_err(rule("namespace"))?;
+        config::name(namespace)
+            .map_err(|why| format!("namespace: {namespace:?} is no possible name: it {why}"))?;
     }
     Ok(Entry {
         namespace,
@@ -171,6 +173,10 @@ pub(super) async fn import(session: &mut Session<'_, '_>, args: &Import) -> Resu
             "neither a grant nor --jsonl is named",
         ));
     };
+    if let Some(namespace) = session.client.namespace() {
+        let rule = |rule| format!("{namespace:?} is no possible name of a namespace: it {rule}");
+        config::name(namespace).map_err(|why| Failure::new(Exit::Usage, rule(why)))?;
+    }
     if session.console.terminals.stdin {
         session
             .console
@@ -186,6 +192,9 @@ pub(super) async fn import(session: &mut Session<'_, '_>, args: &Import) -> Resu
         return Err(bad(format!(
             "longer than {OBJECT_LIMIT} bytes, so it is no token set"
         )));
+    }
+    if text.trim_ascii().is_empty() {
+        return Err(Failure::new(Exit::Data, "standard input is empty"));
     }
     let mut members = object(&text).map_err(bad)?;
     let tokens = tokens(&mut members).map_err(bad)?;
@@ -254,6 +263,10 @@ mod tests {
             (
                 r#"{"user":"u","provider":"p","access_token":"canary","expire_at":1}"#,
                 "expire_at is not a member of an import; expires_at is, and is probably what is meant",
+            ),
+            (
+                r#"{"user":"u","provider":"p","namespace":"A B","refresh_token":"canary"}"#,
+                "namespace: \"A B\" is no possible name: it must be 1 to 64 of a-z, 0-9, \".\", \"_\" and \"-\", and begin with a letter or digit",
             ),
             (
                 r#"{"user":"u","provider":"p"}"#,

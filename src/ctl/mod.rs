@@ -64,7 +64,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use args::{Cli, Command, Key};
 use client::Client;
@@ -107,8 +107,11 @@ fn is_readable(stream: impl AsFd) -> bool {
 
 /// Runs one command line, the program's name first, and returns the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) -> u8 {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    let parsed = Cli::command()
+        .try_get_matches_from(args)
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, name(&matches))));
+    let (cli, command) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return usage(&error, console),
     };
     let ended = dispatch(cli, console).and_then(|exit| {
@@ -117,8 +120,19 @@ pub fn run(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) 
     });
     match ended {
         Ok(exit) => exit as u8,
-        Err(failure) => console.tell(&failure),
+        Err(failure) => console.tell(&failure.of(&command)),
     }
+}
+
+/// Returns the command's name, such as `key rotate`.
+fn name(matches: &ArgMatches) -> String {
+    let mut names = Vec::new();
+    let mut below = matches.subcommand();
+    while let Some((name, matches)) = below {
+        names.push(name);
+        below = matches.subcommand();
+    }
+    names.join(" ")
 }
 
 /// Prints help and version to standard output, anything else as an error of the command line.

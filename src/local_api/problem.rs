@@ -10,7 +10,7 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 
 use super::types::Problem;
-use crate::refresh::grant::GrantKey;
+use crate::refresh::grant::{GrantKey, NAME_RULE, is_name};
 use crate::refresh::time::UnixTime;
 
 fn problem(kind: &str, status: StatusCode, title: &str, detail: impl Into<String>) -> Problem {
@@ -93,9 +93,14 @@ pub fn provider_unknown<'a>(
         [] => "none is".to_owned(),
         names => format!("configured: {}", names.join(", ")),
     };
-    let detail = format!(
-        "provider {provider:?} is not configured ({instead}); an admin adds [provider.{provider}] and reloads"
-    );
+    let detail = match is_name(provider) {
+        true => format!(
+            "provider {provider:?} is not configured ({instead}); an admin adds [provider.{provider}] and reloads"
+        ),
+        false => {
+            format!("{provider:?} is no possible name of a provider: it {NAME_RULE} ({instead})")
+        }
+    };
     problem(
         "provider-unknown",
         StatusCode::NOT_FOUND,
@@ -375,6 +380,17 @@ impl IntoResponse for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_provider_that_no_configuration_can_have_is_not_advised() {
+        let detail = provider_unknown("hub spot", ["y"]).detail;
+        assert!(
+            detail.contains(NAME_RULE) && !detail.contains("adds"),
+            "{detail}"
+        );
+        let detail = provider_unknown("hubspot", ["y"]).detail;
+        assert!(detail.contains("adds [provider.hubspot]"), "{detail}");
+    }
 
     #[test]
     fn retry_after_is_whole_seconds_rounded_up_and_a_header() {

@@ -42,6 +42,18 @@ impl GrantKey {
     }
 }
 
+/// What providers, apps and namespaces are called.
+pub const NAME_RULE: &str =
+    "must be 1 to 64 of a-z, 0-9, \".\", \"_\" and \"-\", and begin with a letter or digit";
+
+/// Returns whether a provider, an app or a namespace can be called so ([`NAME_RULE`]): names appear in paths, routes
+/// and logs.
+pub fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+    let begins = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    begins && text.len() <= 64 && text.chars().all(allowed)
+}
+
 /// A grant's row number in the store; never used again for another grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GrantId(pub i64);

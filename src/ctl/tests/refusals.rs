@@ -47,6 +47,29 @@ fn each_refusal_has_its_exit_code_and_is_told_with_its_type() {
 }
 
 #[test]
+fn wrong_input_is_told_with_the_command_whose_help_says_more() {
+    let server = Server::start(|_| problem(400, "urn:freshd:bad-request", "it breaks a rule"));
+    let empty = run(&server.socket, &["import", "alice", "hubspot"], " \n");
+    assert_eq!(empty.code, 65);
+    assert_eq!(
+        empty.err,
+        "freshctl: standard input is empty\n  hint: freshctl import --help says what it takes\n"
+    );
+    let args = ["--namespace", "A B", "import", "alice", "hubspot"];
+    let unnamed = run(&server.socket, &args, r#"{"refresh_token": "r"}"#);
+    assert_eq!(unnamed.code, 64);
+    assert_eq!(
+        unnamed.err,
+        "freshctl: \"A B\" is no possible name of a namespace: it must be 1 to 64 of a-z, 0-9, \".\", \"_\" and \"-\", and begin with a letter or digit\n  hint: freshctl import --help says what it takes\n"
+    );
+    assert_eq!(server.lines().len(), 0, "nothing was sent");
+    let refused = run(&server.socket, &["key", "rotate"], "");
+    assert_eq!(refused.code, 65);
+    let todo = "\n  hint: freshctl key rotate --help says what it takes\n";
+    assert!(refused.err.ends_with(todo), "{}", refused.err);
+}
+
+#[test]
 fn a_refusal_for_now_says_when_to_try_again() {
     let server = Server::start(|_| {
         Reply::Json(

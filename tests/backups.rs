@@ -38,6 +38,8 @@ async fn a_backup_is_private_sealed_and_never_overwrites() {
     let again = freshd.freshctl(&["backup", path], "").await;
     assert_eq!(again.code, Some(73), "{}", again.stderr);
     assert!(again.stderr.contains("already exists"), "{}", again.stderr);
+    let todo = "\n  hint: name another file";
+    assert!(again.stderr.contains(todo), "{}", again.stderr);
     assert_eq!(std::fs::read(&copy).expect("it is there"), bytes);
     freshd.wait_for_log("backup-failed").await;
     assert_eq!(server.refreshes().len(), 0);

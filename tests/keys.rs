@@ -152,7 +152,7 @@ async fn a_recovery_key_opens_the_store_when_its_key_is_lost_and_a_wrong_one_cha
     assert_eq!(recovery.len(), 69, "alone on standard output");
     assert!(shown.stderr.contains("shown once"), "{}", shown.stderr);
     let again = scene.freshd.freshctl(&["key", "recovery"], "").await;
-    assert_eq!(again.code, Some(64), "{}", again.stderr);
+    assert_eq!(again.code, Some(73), "{}", again.stderr);
     assert!(again.stderr.contains("--replace"), "{}", again.stderr);
     scene.serves_anna().await;
 
@@ -185,7 +185,7 @@ async fn a_recovery_key_opens_the_store_when_its_key_is_lost_and_a_wrong_one_cha
         .freshd
         .freshctl(&["key", "change-kek", &newer], "")
         .await;
-    assert_eq!(unsaid.code, Some(64), "{}", unsaid.stderr);
+    assert_eq!(unsaid.code, Some(73), "{}", unsaid.stderr);
     assert!(
         unsaid.stderr.contains("--drop-recovery"),
         "{}",
@@ -230,7 +230,7 @@ async fn a_recovery_key_goes_to_a_private_new_file_and_a_file_that_others_may_re
     let again = scene.path("again");
     let args = ["key", "recovery", "--output", &again];
     let refused = scene.freshd.freshctl(&args, "").await;
-    assert_eq!(refused.code, Some(64), "{}", refused.stderr);
+    assert_eq!(refused.code, Some(73), "{}", refused.stderr);
     assert!(!Path::new(&again).exists());
 
     let new = scene.new_key("new-key").await;

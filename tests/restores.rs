@@ -267,6 +267,8 @@ async fn what_does_not_fit_changes_nothing() {
 
     let there = scene.restore(&[]).await;
     assert_eq!(there.code, Some(73), "{}", there.stderr);
+    let todo = "\n  hint: --replace moves the store";
+    assert!(there.stderr.contains(todo), "{}", there.stderr);
 
     let missing = scene
         .freshd

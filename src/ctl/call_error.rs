@@ -134,6 +134,9 @@ impl CallError {
             CallError::Refused(problem, _) if problem.kind == "urn:freshd:provider-unknown" => {
                 Some("a typing error? else: freshctl check-config, then systemctl reload freshd".to_owned())
             }
+            CallError::Refused(problem, _) if problem.kind == CANNOT_CREATE && problem.reason.as_deref() == Some("taken") => {
+                Some("name another file: none is ever overwritten".to_owned())
+            }
             CallError::Refused(problem, _) if problem.kind == CANNOT_CREATE => Some(
                 "freshd writes it, as its own user and only where its unit lets it (ReadWritePaths=): name a new file in a directory that is there and that it may write"
                     .to_owned(),

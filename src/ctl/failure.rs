@@ -75,7 +75,7 @@ Exit codes:
   66  the input, or a file of the configuration, cannot be opened
   69  the daemon cannot be reached
   70  the daemon failed, or its answer was not understood
-  73  a file cannot be created
+  73  a file cannot be created, or what is there (a file, a store, a recovery key) would be lost
   74  reading or writing failed
   75  it may work later (429, 503, 507, no answer in time)
   77  not allowed (the socket's permissions, 403, or no such verb on this socket)

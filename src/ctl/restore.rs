@@ -44,6 +44,9 @@ pub(super) fn restore(
     .map_err(|error| {
         let failure = Failure::new(exit(error.exit_code()), chain(&error));
         match error {
+            RestoreError::Exists { .. } => failure.hint(
+                "--replace moves the store that is there aside, and puts the copy in its place",
+            ),
             RestoreError::Open(open) if open.exit_code() == 75 => failure.hint(STOP),
             _ => failure,
         }

@@ -44,11 +44,12 @@ impl NoBackup {
     fn problem(self) -> Problem {
         let detail = self.to_string();
         match self {
-            NoBackup::Store(
-                BackupError::Exists { .. }
-                | BackupError::Reserved { .. }
-                | BackupError::CannotCreate { .. },
-            ) => problem::cannot_create(&detail),
+            NoBackup::Store(BackupError::Exists { .. } | BackupError::Reserved { .. }) => {
+                problem::cannot_create(&detail, true)
+            }
+            NoBackup::Store(BackupError::CannotCreate { .. }) => {
+                problem::cannot_create(&detail, false)
+            }
             NoBackup::Moved => problem::moved(),
             NoBackup::Busy | NoBackup::Rotating | NoBackup::InFlight | NoBackup::Held(_) => {
                 problem::backup_failed(&detail).retry(HELD_LOOK)

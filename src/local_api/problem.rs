@@ -330,14 +330,19 @@ pub fn store_unavailable(why: &str) -> Problem {
     )
 }
 
-/// 400: no file can be made at the path that the request names; `why` says why. Nothing was overwritten.
-pub fn cannot_create(why: &str) -> Problem {
-    problem(
+/// 400: no file can be made at the path that the request names; `why` says why, and `taken` that another name helps.
+/// Nothing was overwritten.
+pub fn cannot_create(why: &str, taken: bool) -> Problem {
+    let problem = problem(
         "cannot-create",
         StatusCode::BAD_REQUEST,
         "The file cannot be made",
         why,
-    )
+    );
+    Problem {
+        reason: taken.then(|| "taken".into()),
+        ..problem
+    }
 }
 
 /// 507: there is no backup; `why` says what stood in the way. Nothing was overwritten.
@@ -420,7 +425,7 @@ mod tests {
             (no_such_user("default", "42"), "no-such-grant", 404),
             (no_such_route("GET", "/x"), "no-such-route", 404),
             (provider_unknown("x", ["y"]), "provider-unknown", 404),
-            (cannot_create("x"), "cannot-create", 400),
+            (cannot_create("x", true), "cannot-create", 400),
             (method_not_allowed("GET", "/x"), "method-not-allowed", 405),
             (request_timeout(second), "request-timeout", 408),
             (paused("admin", at), "paused", 409),

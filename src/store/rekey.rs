@@ -49,11 +49,11 @@ pub enum RekeyError {
 }
 
 impl RekeyError {
-    /// Returns the exit code: 64 (say what is to become of the recovery key), 74 (the disk), or the opening's.
+    /// Returns the exit code: 73 (the recovery key that is there would be lost), 74 (the disk), or the opening's.
     pub fn exit_code(&self) -> u8 {
         match self {
             RekeyError::Open(error) => error.exit_code(),
-            RekeyError::HasRecovery { .. } => 64,
+            RekeyError::HasRecovery { .. } => 73,
             RekeyError::Write { .. } => 74,
         }
     }

@@ -89,7 +89,7 @@ pub enum RestoreError {
         reason: String,
     },
     /// There is a store, and `--replace` was not said.
-    #[error("there is a store in {dir}; --replace moves it aside. Nothing was changed", dir = dir.display())]
+    #[error("there is a store in {dir} already. Nothing was changed", dir = dir.display())]
     Exists {
         /// The state directory.
         dir: PathBuf,

@@ -61,7 +61,8 @@
 //! Each grant's row carries `due_at`, the next moment at which anything must happen to it. The index (provider, due_at,
 //! id) is the only schedule, so a restart loses nothing and start-up costs the same for ten grants and ten
 //! million. Each provider has a *horizon* of the rows due soon, in memory, in the order in which they can be saved; one timer
-//! serves all. A calendar of one cron job per grant can't do this; [`daemon`]'s maintenance module has the figures.
+//! serves all. A calendar of one cron job per grant can't do this: of 10,000 jobs of tokio-cron-scheduler 0.15 that are due in
+//! one second more than 9,000 never run (row 14 of the benchmarks), and a million of them burn a seventh of a core idle.
 //!
 //! # An attempt
 //!

@@ -31,6 +31,7 @@ use super::shortcut::{Answer, Ask};
 use super::token_body::TokenBody;
 use super::types::Problem;
 use super::unread::{Lent, Unread};
+use crate::refresh::grant::{NAME_RULE, is_name};
 
 /// What is over quota is refused after so long, which is what it is told to wait: who does not, waits here.
 const PENALTY: Duration = Duration::from_secs(1);
@@ -324,12 +325,16 @@ impl<K: Keeper> Caller<K> {
             return Ok(());
         }
         let known: Vec<String> = known.iter().map(|name| format!("{name:?}")).collect();
+        let (named, known) = (request::shown(namespace), known.join(", "));
+        let or = match is_name(namespace) {
+            true => {
+                format!("; or add [app.NAME] with namespace = {named:?}, reload, and import again")
+            }
+            false => format!(": {named:?} can't be any app's, since a namespace {NAME_RULE}"),
+        };
         Err(problem::bad_request(format!(
-            "namespace {:?} is no app's, so no app could read this grant: those of the [app] rules are {}. Name one of them; \
-             or add [app.NAME] with namespace = {:?}, reload, and import again",
-            request::shown(namespace),
-            known.join(", "),
-            request::shown(namespace),
+            "namespace {named:?} is no app's, so no app could read this grant: those of the [app] rules are {known}. Name one \
+             of them{or}"
         )))
     }
 }

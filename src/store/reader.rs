@@ -18,6 +18,9 @@ use super::writer::lock;
 /// As many as keep a small host's cores busy; a read takes microseconds. The first is not for callers.
 pub(super) const READERS: usize = 3;
 
+/// While so many callers wait for each thread that is awake, another is left asleep: to wake one costs as much as a read.
+const PATIENCE: usize = 2;
+
 /// Who wants to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum For {
@@ -34,9 +37,49 @@ struct Queue {
     callers: VecDeque<Job>,
     daemon: VecDeque<Job>,
     closed: bool,
+    reserved: Sleepers,
+    others: Sleepers,
+}
+
+/// The threads of one kind that sleep.
+#[derive(Clone, Copy, Default)]
+struct Sleepers {
+    asleep: usize,
+    /// How many of them are being woken.
+    called: usize,
+}
+
+impl Sleepers {
+    /// How many sleep on if nobody wakes them.
+    fn idle(self) -> usize {
+        self.asleep.saturating_sub(self.called)
+    }
 }
 
 impl Queue {
+    /// Returns the kind of thread to wake for what was just queued, if the ones that are awake do not take it soon enough. It
+    /// counts as called.
+    fn call_for(&mut self, whom: For) -> Option<bool> {
+        let others = self.others.idle();
+        let reserved = match whom {
+            For::Daemon if self.reserved.idle() > 0 => true,
+            For::Daemon if others > 0 => false,
+            For::Caller if others > 0 && self.callers.len() > PATIENCE * (READERS - 1 - others) => {
+                false
+            }
+            _ => return None,
+        };
+        self.sleepers(reserved).called += 1;
+        Some(reserved)
+    }
+
+    fn sleepers(&mut self, reserved: bool) -> &mut Sleepers {
+        match reserved {
+            true => &mut self.reserved,
+            false => &mut self.others,
+        }
+    }
+
     /// Returns the next job for a thread; `reserved` is the one that does nothing for callers.
     fn next(&mut self, reserved: bool) -> Option<Job> {
         match self.daemon.pop_front() {
@@ -54,6 +97,15 @@ struct Waiting {
     reserved: Condvar,
     /// For the others.
     arrived: Condvar,
+}
+
+impl Waiting {
+    fn arrived(&self, reserved: bool) -> &Condvar {
+        match reserved {
+            true => &self.reserved,
+            false => &self.arrived,
+        }
+    }
 }
 
 /// The way to the reader threads.
@@ -105,13 +157,13 @@ impl Readers {
         if !queue.closed {
             match whom {
                 For::Caller => queue.callers.push_back(job),
-                For::Daemon => {
-                    queue.daemon.push_back(job);
-                    self.waiting.reserved.notify_one();
-                }
+                For::Daemon => queue.daemon.push_back(job),
             }
+            let wake = queue.call_for(whom);
             drop(queue);
-            self.waiting.arrived.notify_one();
+            if let Some(reserved) = wake {
+                self.waiting.arrived(reserved).notify_one();
+            }
         }
         answer
     }
@@ -134,10 +186,6 @@ fn serve(
     waiting: &Waiting,
     reserved: bool,
 ) {
-    let arrived = match reserved {
-        true => &waiting.reserved,
-        false => &waiting.arrived,
-    };
     let mut queue = lock(&waiting.queue);
     loop {
         if let Some(job) = queue.next(reserved) {
@@ -151,8 +199,12 @@ fn serve(
         } else if queue.closed {
             return;
         } else {
-            let woken = arrived.wait(queue);
+            queue.sleepers(reserved).asleep += 1;
+            let woken = waiting.arrived(reserved).wait(queue);
             queue = woken.unwrap_or_else(PoisonError::into_inner);
+            let sleepers = queue.sleepers(reserved);
+            sleepers.asleep -= 1;
+            sleepers.called = sleepers.called.saturating_sub(1);
         }
     }
 }
@@ -187,5 +239,26 @@ mod tests {
         assert!(queue.next(true).is_none());
         assert!(queue.next(false).is_some());
         assert_eq!(left(&queue), (1, 0));
+    }
+
+    #[test]
+    fn a_thread_is_woken_for_what_those_who_are_awake_do_not_take_soon() {
+        let mut queue = Queue::default();
+        let job = || -> Job { Box::new(|_| ()) };
+        (queue.reserved.asleep, queue.others.asleep) = (1, READERS - 1);
+        let caller = |queue: &mut Queue| {
+            queue.callers.push_back(job());
+            queue.call_for(For::Caller)
+        };
+        let woken: Vec<_> = (0..6).map(|_| caller(&mut queue)).collect();
+        let other = Some(false);
+        assert_eq!(woken, [other, None, other, None, None, None]);
+        assert_eq!(queue.call_for(For::Daemon), Some(true));
+        assert_eq!(queue.call_for(For::Daemon), None, "all are called");
+        // One of the others was woken, did all of it, and sleeps again.
+        queue.callers.clear();
+        queue.others.called = 1;
+        assert_eq!(queue.call_for(For::Daemon), other, "the first is busy");
+        assert_eq!(queue.call_for(For::Daemon), None);
     }
 }

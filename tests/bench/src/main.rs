@@ -5,6 +5,7 @@
 
 mod client;
 mod daemon;
+mod plot;
 mod process;
 mod provider;
 mod report;

@@ -341,7 +341,7 @@ mod tests {
             "needs-authorization",
             "not-started",
             "held",
-            "maintenance-not-stopped",
+            "maintenance-failed",
         ] {
             assert!(page.contains(&format!("\\fB{event}\\fR (")), "{event}");
         }

@@ -47,7 +47,6 @@ fn main() {
         groups,
     };
     let own = freshd.app_socket("own");
-    open_to_all(own.parent().expect("it has a directory of its own"), 0o755);
     open_to_all(&own, 0o666);
     let decoy = decoy(freshd.config.path());
     let reader = |name, socket: &Path, reconnect| Reader {
@@ -133,9 +132,12 @@ async fn start() -> (Freshd, ScriptedServer) {
         .provider("acme", &server, "")
         .daemon("cache = \"1MiB\"")
         .app("flooder", &rule(flood::FLOODER))
-        .app("reader", &rule(flood::READER))
-        .app("own", "socket = true\nmay = [\"read\"]");
-    for directory in ["", "shared"] {
+        .app("reader", &rule(flood::READER));
+    let own = config.path().join("own");
+    std::fs::create_dir(&own).expect("ours");
+    let own = format!("socket = {:?}\nmay = [\"read\"]", own.join("freshd.sock"));
+    let config = config.app("own", &own);
+    for directory in ["", "shared", "own"] {
         open_to_all(&config.path().join(directory), 0o755);
     }
     let freshd = Freshd::start(config).await;

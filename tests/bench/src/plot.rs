@@ -37,6 +37,7 @@ fn draw_panel(
     let mut chart = ChartBuilder::on(area)
         .caption(panel.title, ("sans-serif", 15))
         .margin(12)
+        .margin_right(24)
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d((least..most).log_scale(), 0.0..top)?;
@@ -46,7 +47,10 @@ fn draw_panel(
         .x_labels(3)
         .y_labels(5)
         .x_desc("grants")
-        .x_label_formatter(&|grants| format!("{grants:.0}"))
+        .x_label_formatter(&|grants| match grants / 1e6 {
+            millions if millions >= 1.0 => format!("{millions:.0} M"),
+            _ => format!("{:.0} k", grants / 1e3),
+        })
         .y_label_formatter(&|value| format!("{value:.0}"))
         .draw()?;
     for ((name, points), colour) in panel.lines.iter().zip(COLOURS) {

@@ -143,10 +143,9 @@ impl Attempt {
         };
         let last_active_at = match cause {
             Cause::Due => {
-                let (namespace, user) = (&grant.key.namespace, &grant.key.user);
                 let activity = &self.shared.activity;
-                let last = activity.in_memory(namespace, user).or(seen_before);
-                let last = last.or(last_active_at);
+                let last = activity.in_memory(namespace, user);
+                let last = last.or(seen_before).or(last_active_at);
                 // An import counts as activity.
                 let seen_at = last.map_or(grant.imported_at, |at| at.max(grant.imported_at));
                 Some(activity.forgiven(seen_at))

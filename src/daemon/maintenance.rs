@@ -93,12 +93,12 @@ async fn keep(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut after = shared.clock.now();
-    loop {
-        let now = shared.clock.now();
-        let sleep = match step(&cron, after, now) {
-            None => return,
-            Some(sleep) => sleep,
-        };
+    while let Some(sleep) = step(&cron, &mut after, shared.clock.now()) {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(sleep) => {}
+        }
         if sleep.is_zero() {
             let done = tokio::spawn(run(shared.clone(), work.clone(), give_up_after));
             if done.await.is_err() {
@@ -109,20 +109,15 @@ async fn keep(
                 );
             }
             after = shared.clock.now();
-            continue;
-        }
-        // A clock that was set back begins anew.
-        after = after.min(now);
-        tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(sleep) => {}
         }
     }
 }
 
 /// Returns how long to sleep until the first moment after `after`; nothing if it has come, `None` if none will.
-fn step(cron: &str, after: UnixTime, now: UnixTime) -> Option<Duration> {
-    let at = config::next_of_cron(cron, after.min(now))?;
+fn step(cron: &str, after: &mut UnixTime, now: UnixTime) -> Option<Duration> {
+    // A clock that was set back begins anew.
+    *after = now.min(*after);
+    let at = config::next_of_cron(cron, *after)?;
     Some(at.since(now).min(LONGEST_SLEEP))
 }
 
@@ -161,7 +156,7 @@ mod tests {
     #[test]
     fn a_job_is_due_at_its_moment_and_once_for_all_that_it_has_missed() {
         let at = |text: &str| UnixTime::from_rfc3339(text).unwrap();
-        let nightly = |after: &str, now: &str| step("0 30 3 * * *", at(after), at(now));
+        let nightly = |after: &str, now: &str| step("0 30 3 * * *", &mut at(after), at(now));
         let (noon, night) = ("2026-11-22T12:00:00Z", "2026-11-23T03:30:00Z");
         assert_eq!(nightly(noon, noon), Some(LONGEST_SLEEP));
         let soon = Some(Duration::from_millis(1500));
@@ -172,6 +167,6 @@ mod tests {
         assert_eq!(nightly(night, night), Some(LONGEST_SLEEP));
         // The clock was set back by a day after it ran.
         assert_eq!(nightly(night, "2026-11-22T03:29:58.5Z"), soon);
-        assert_eq!(step("0 0 0 30 2 *", at(noon), at(noon)), None);
+        assert_eq!(step("0 0 0 30 2 *", &mut at(noon), at(noon)), None);
     }
 }

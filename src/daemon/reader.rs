@@ -62,9 +62,8 @@ impl Daemon {
         }
         // Somebody has refreshed it since: the caller gets that, if it lives.
         let superseded = generation.is_some_and(|refused| refused < grant.generation);
-        if superseded && grant.lives(self.0.clock.now()) {
-            return Token::of(readable.clone(), self.0.clock.now())
-                .ok_or_else(|| self.refusal(grant));
+        if superseded && grant.lives(now) {
+            return Token::of(readable.clone(), now).ok_or_else(|| self.refusal(grant));
         }
         let refreshable = matches!(
             grant.standing,

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::call::Call;
 use super::events::Circumstances;
 use super::keeper::{Audited, Keeper};
 use super::limits::{Busy, Progress};
+use super::lock;
 use super::peer::{Peer, PeerError};
 use super::problem;
 use super::quotas::{Overrun, Party, UserRead};
@@ -35,9 +36,6 @@ use crate::refresh::grant::{NAME_RULE, is_name};
 
 /// What is over quota is refused after so long, which is what it is told to wait: who does not, waits here.
 const PENALTY: Duration = Duration::from_secs(1);
-
-/// The namespace of who names none.
-const DEFAULT_NAMESPACE: &str = "default";
 
 type Response<B = Either<Full<Bytes>, Body>> = hyper::Response<B>;
 
@@ -185,7 +183,7 @@ impl<K: Keeper> Caller<K> {
         if path != "/healthz" {
             let call = self.call(path, Some(request.headers()))?;
             if let (&Method::PUT, Some(namespace)) = (request.method(), &call.namespace) {
-                self.check_readable(namespace)?;
+                self.check_readable(namespace, &call.rule)?;
             }
             if request::token_path(path).is_some() {
                 if request.method() != Method::GET {
@@ -318,10 +316,10 @@ impl<K: Keeper> Caller<K> {
 
     /// Refuses an import into a namespace that no app reads: it is mistyped, or its app is not configured yet. Where no
     /// app is, only admins read.
-    fn check_readable(&self, namespace: &str) -> Result<(), Problem> {
+    fn check_readable(&self, namespace: &str, rule: &Rule) -> Result<(), Problem> {
         let rules = self.server.access.rules.load();
         let known = rules.namespaces();
-        if namespace == DEFAULT_NAMESPACE || known.is_empty() || known.contains(namespace) {
+        if namespace == rule.namespace || known.is_empty() || known.contains(namespace) {
             return Ok(());
         }
         let known: Vec<String> = known.iter().map(|name| format!("{name:?}")).collect();
@@ -385,10 +383,6 @@ fn not_get(method: &Method, path: &str) -> Response {
     let get = HeaderValue::from_static("GET");
     answer.headers_mut().insert(ALLOW, get);
     answer
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn refusal(problem: Problem) -> Response {

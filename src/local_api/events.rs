@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use super::call::Call;
 use super::keeper::{EventStream, Events, Keeper};
 use super::limits::Limits;
+use super::lock;
 use super::problem;
 use super::request::{self, Query};
 use super::routes::Api;
@@ -70,7 +71,7 @@ impl Streams {
 
     /// Takes a place for an app's stream.
     fn enter(self: &Arc<Self>, app: &str) -> Result<Place, Problem> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.open);
         if open.values().sum::<usize>() >= self.limits.streams {
             return Err(problem::too_many_streams(
                 "this socket",
@@ -98,8 +99,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let open = &self.streams.open;
-        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.streams.open);
         if let Some(of_app) = open.get_mut(&self.app) {
             *of_app -= 1;
         }

@@ -21,6 +21,8 @@
 //! | [`limits`] | how much of what a peer may send or keep us waiting for |
 //! | [`quotas`] | how much of freshd an app gets |
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod accept;
 mod call;
 mod caller;
@@ -46,3 +48,8 @@ mod unread;
 
 #[doc(hidden)]
 pub use request::read_token_request;
+
+/// Locks what stays whole whatever panicked while holding it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::Context;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use super::caller::Caller;
 use super::events::Streams;
 use super::keeper::{Audited, Keeper};
 use super::limits::{Deadlines, Limits};
+use super::lock;
 use super::peer::{Peer, PeerError};
 use super::problem;
 use super::quotas::{Party, Place, Quotas, Turn};
@@ -322,7 +323,7 @@ impl<K: Keeper> Server<K> {
             detail: format!("{} socket", self.kind),
         });
         let now = self.access.quotas.running();
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = lock(&self.refused);
         if refused.uids.len() >= NAMED && now >= refused.since + FORGOTTEN {
             refused.uids.clear();
         }

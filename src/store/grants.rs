@@ -92,7 +92,8 @@ impl Store {
         Ok(found.map(|(grant, (), token)| Readable::new(grant, token.map(AccessToken::new))))
     }
 
-    /// Returns one grant, its mark, its user's last activity and its refresh token. A value that does not open is quarantined, and absent.
+    /// Returns one grant, its mark, its user's last activity and its refresh token. A value that does not open is
+    /// quarantined, and absent.
     pub async fn attemptable(
         &self,
         id: GrantId,

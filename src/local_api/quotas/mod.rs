@@ -10,11 +10,12 @@ mod users;
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use self::pace::{Pace, share_of};
 use self::users::{Read, Users};
+use super::lock;
 use super::peer::Peer;
 use super::problem;
 use super::rules::{Rule, RulePeer};
@@ -499,11 +500,6 @@ impl Drop for UserRead {
             lock(&self.account.state).users.forget(hash);
         }
     }
-}
-
-/// Locks what stays whole whatever panicked while holding it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

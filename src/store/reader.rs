@@ -18,9 +18,6 @@ use super::writer::lock;
 /// As many as keep a small host's cores busy; a read takes microseconds. The first is not for callers.
 pub(super) const READERS: usize = 3;
 
-/// While so many callers wait for each thread that is awake, another is left asleep: to wake one costs as much as a read.
-const PATIENCE: usize = 2;
-
 /// Who wants to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum For {
@@ -57,20 +54,15 @@ impl Sleepers {
 }
 
 impl Queue {
-    /// Returns the kind of thread to wake for what was just queued, if the ones that are awake do not take it soon enough. It
-    /// counts as called.
+    /// Returns whether it is the reserved thread that is to be woken for what was just queued; `None` if all that could do
+    /// it are awake. Never fewer: one that is awake may be held up by the disk. It counts as called.
     fn call_for(&mut self, whom: For) -> Option<bool> {
-        let others = self.others.idle();
-        let reserved = match whom {
-            For::Daemon if self.reserved.idle() > 0 => true,
-            For::Daemon if others > 0 => false,
-            For::Caller if others > 0 && self.callers.len() > PATIENCE * (READERS - 1 - others) => {
-                false
-            }
-            _ => return None,
-        };
-        self.sleepers(reserved).called += 1;
-        Some(reserved)
+        let reserved = whom == For::Daemon && self.reserved.idle() > 0;
+        let sleepers = self.sleepers(reserved);
+        (sleepers.idle() > 0).then(|| {
+            sleepers.called += 1;
+            reserved
+        })
     }
 
     fn sleepers(&mut self, reserved: bool) -> &mut Sleepers {
@@ -242,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_woken_for_what_those_who_are_awake_do_not_take_soon() {
+    fn one_thread_is_woken_for_each_job_while_any_sleeps() {
         let mut queue = Queue::default();
         let job = || -> Job { Box::new(|_| ()) };
         (queue.reserved.asleep, queue.others.asleep) = (1, READERS - 1);
@@ -250,9 +242,9 @@ mod tests {
             queue.callers.push_back(job());
             queue.call_for(For::Caller)
         };
-        let woken: Vec<_> = (0..6).map(|_| caller(&mut queue)).collect();
+        let woken: Vec<_> = (0..3).map(|_| caller(&mut queue)).collect();
         let other = Some(false);
-        assert_eq!(woken, [other, None, other, None, None, None]);
+        assert_eq!(woken, [other, other, None]);
         assert_eq!(queue.call_for(For::Daemon), Some(true));
         assert_eq!(queue.call_for(For::Daemon), None, "all are called");
         // One of the others was woken, did all of it, and sleeps again.

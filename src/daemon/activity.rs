@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::refresh::grant::GrantId;
+use crate::refresh::reading::Readable;
 use crate::refresh::time::UnixTime;
 use crate::store::{Store, StoreError};
 
@@ -13,6 +14,9 @@ type Users = HashMap<String, HashMap<String, Seen>>;
 
 /// An activity is written when the last written one is this old; the rest stays in memory.
 const WRITTEN_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// Reads of one grant are activity of its user once in so long.
+const NOTED_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy)]
 pub(super) struct Seen {
@@ -149,10 +153,17 @@ impl Activity {
         )
     }
 
-    /// Notes that a grant's present token set was read.
-    pub(super) fn note_read(&self, id: GrantId) {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        read.insert(id);
+    /// Notes that a grant's present token set was read, and if that counts, that its user was active.
+    pub(super) fn note_read(&self, readable: &Readable, counts: bool, now: UnixTime) {
+        if readable.noted.read() {
+            let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            read.insert(readable.grant.id);
+        }
+        let every = NOTED_EVERY.min(self.written_every / 100);
+        if counts && readable.noted.active(now, every) {
+            let key = &readable.grant.key;
+            self.note(&key.namespace, &key.user, now);
+        }
     }
 
     /// Returns whether a grant's present token set was read by anybody.

@@ -27,6 +27,12 @@ use crate::store::{By, Filter, StoreError};
 pub struct Daemon(pub(super) Arc<Shared>);
 
 impl Keeper for Daemon {
+    fn token_in_memory(&self, request: &TokenRequest) -> Option<Token> {
+        let token = self.token_in_memory(request)?;
+        self.0.metrics.of(&request.key.provider).served();
+        Some(token)
+    }
+
     async fn token(&self, request: &TokenRequest) -> Result<Token, Problem> {
         let numbers = self.0.metrics.of(&request.key.provider);
         let token = self.token_for(request).await?;

@@ -30,18 +30,36 @@ impl Daemon {
     /// Answers a reader: a living token at once, else what an attempt brings in time.
     pub(super) async fn token_for(&self, request: &TokenRequest) -> Result<Token, Problem> {
         let (readable, now) = self.read(request).await?;
-        let provider = &request.key.provider;
-        let may_attempt = !self.0.draining() && self.0.halt(provider).is_none();
-        match readable.grant.read(request.min_ttl, may_attempt, now) {
+        match self.decide(request, &readable.grant, now) {
             Read::Serve => {
-                if may_attempt {
-                    self.refresh_behind(request, &readable.grant, now);
-                }
                 Token::of(readable.clone(), now).ok_or_else(|| self.refusal(&readable.grant))
             }
             Read::Refresh => self.refreshed(request, &readable.grant).await,
             Read::Paused(_) | Read::NeedsAuthorization(_) => Err(self.refusal(&readable.grant)),
         }
+    }
+
+    /// Answers a reader with a living token that is in memory, if that is all there is to do.
+    pub(super) fn token_in_memory(&self, request: &TokenRequest) -> Option<Token> {
+        let now = self.0.clock.now();
+        let readable = self.0.in_memory(&request.key, now).ok()??;
+        if is_away(&readable.grant) || self.decide(request, &readable.grant, now) != Read::Serve {
+            return None;
+        }
+        let token = Token::of(readable, now)?;
+        let counts = request.counts_as_activity;
+        self.0.activity.note_read(token.readable(), counts, now);
+        Some(token)
+    }
+
+    /// Decides what a reader gets. If that is the token, its refresh begins behind their back where it is time for it.
+    fn decide(&self, request: &TokenRequest, grant: &Grant, now: UnixTime) -> Read {
+        let may_attempt = !self.0.draining() && self.0.halt(&request.key.provider).is_none();
+        let read = grant.read(request.min_ttl, may_attempt, now);
+        if read == Read::Serve && may_attempt {
+            self.refresh_behind(request, grant, now);
+        }
+        read
     }
 
     /// Answers a caller whose API refused `generation`, or whatever is current.
@@ -85,14 +103,9 @@ impl Daemon {
         let Some((readable, now)) = found else {
             return Err(self.missing(key));
         };
-        self.0.activity.note_read(readable.grant.id);
-        if !request.counts_as_activity {
-            return Ok((readable, now));
-        }
-        self.0.activity.note(&key.namespace, &key.user, now);
-        let away = Standing::Paused(PauseReason::Inactive);
-        let unused = Standing::Paused(PauseReason::Unused);
-        if readable.grant.standing != away && readable.grant.standing != unused {
+        let counts = request.counts_as_activity;
+        self.0.activity.note_read(&readable, counts, now);
+        if !counts || !is_away(&readable.grant) {
             return Ok((readable, now));
         }
         let woken = self.wake_behind(&readable.grant);
@@ -291,4 +304,12 @@ impl Daemon {
         .await?;
         Ok(())
     }
+}
+
+/// Whether it is paused for its user's absence, which a read ends.
+fn is_away(grant: &Grant) -> bool {
+    matches!(
+        grant.standing,
+        Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
+    )
 }

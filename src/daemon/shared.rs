@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use super::activity::Activity;
 use super::audit::Audit;
 use super::bursts::{Bursts, Kind};
-use super::cache::Cache;
+use super::cache::{Cache, Epoch};
 use super::clock::Clock;
 use super::driver::{Event, Waiter};
 use super::events::Live;
@@ -98,15 +98,9 @@ impl Shared {
         &self,
         key: &GrantKey,
     ) -> Result<Option<(Arc<Readable>, UnixTime)>, StoreError> {
-        if lock(&self.deleting).contains(key) {
-            return Ok(None);
-        }
         let now = self.clock.now();
-        if let Some(held) = self.held.find(key) {
-            return Ok(Some((as_of(now, held), now)));
-        }
-        let epoch = match self.cache.find(key) {
-            Ok(readable) => return Ok(Some((as_of(now, readable), now))),
+        let epoch = match self.in_memory(key, now) {
+            Ok(found) => return Ok(found.map(|readable| (readable, now))),
             Err(epoch) => epoch,
         };
         let Some(readable) = self.store.readable(key, now).await? else {
@@ -116,6 +110,23 @@ impl Shared {
         self.cache.insert(readable.clone(), epoch);
         let now = self.clock.now();
         Ok(Some((as_of(now, readable), now)))
+    }
+
+    /// Finds a grant that is held or cached; `None` if it is being deleted. Else returns with what to cache it when it was
+    /// read from the store.
+    pub(super) fn in_memory(
+        &self,
+        key: &GrantKey,
+        now: UnixTime,
+    ) -> Result<Option<Arc<Readable>>, Epoch> {
+        if lock(&self.deleting).contains(key) {
+            return Ok(None);
+        }
+        let found = match self.held.find(key) {
+            Some(held) => held,
+            None => self.cache.find(key)?,
+        };
+        Ok(Some(as_of(now, found)))
     }
 
     /// Returns whether a grant's line in the log is written; the others of a burst are counted. `by` is who asked for

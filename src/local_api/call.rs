@@ -43,8 +43,14 @@ impl Call {
 
     /// Returns the grant that the path names, if the rule allows `verb` there.
     pub(super) fn grant(&self, verb: Verb) -> Result<GrantKey, Problem> {
+        self.clone().take_grant(verb)
+    }
+
+    /// The same, and the names in the path are gone.
+    pub(super) fn take_grant(&mut self, verb: Verb) -> Result<GrantKey, Problem> {
         self.may(verb)?;
-        let (provider, account) = self.provider()?;
+        let Names { user, provider } = std::mem::take(&mut self.names);
+        let (provider, account) = provider.ok_or_else(no_provider)?;
         if !self.rule.allows_provider(&provider) {
             let app = &self.rule.app;
             return Err(problem::forbidden(format!(
@@ -53,7 +59,7 @@ impl Call {
         }
         Ok(GrantKey {
             namespace: self.namespace().into(),
-            user: self.user()?,
+            user: user.ok_or_else(no_user)?,
             provider,
             account,
         })
@@ -66,17 +72,11 @@ impl Call {
     }
 
     pub(super) fn user(&self) -> Result<String, Problem> {
-        self.names
-            .user
-            .clone()
-            .ok_or_else(|| problem::bad_request("the path names no user"))
+        self.names.user.clone().ok_or_else(no_user)
     }
 
     pub(super) fn provider(&self) -> Result<(String, String), Problem> {
-        self.names
-            .provider
-            .clone()
-            .ok_or_else(|| problem::bad_request("the path names no provider"))
+        self.names.provider.clone().ok_or_else(no_provider)
     }
 
     /// Returns the provider that the path names, all its accounts meant.
@@ -129,4 +129,12 @@ impl Call {
             .flag("activity")?
             .unwrap_or(self.rule.counts_as_activity))
     }
+}
+
+fn no_user() -> Problem {
+    problem::bad_request("the path names no user")
+}
+
+fn no_provider() -> Problem {
+    problem::bad_request("the path names no provider")
 }

@@ -18,12 +18,12 @@ use tower::ServiceExt;
 
 use super::call::Call;
 use super::events::Circumstances;
-use super::keeper::{Audited, Keeper};
+use super::keeper::{Audited, Keeper, Token, TokenRequest};
 use super::limits::{Busy, Progress};
 use super::lock;
 use super::peer::{Peer, PeerError};
 use super::problem;
-use super::quotas::{Overrun, Party, UserRead};
+use super::quotas::{Overrun, Party, Turn, UserRead};
 use super::request::{self, NAMESPACE_HEADER, Names};
 use super::routes;
 use super::rules::{Denied, Rule, Rules, SocketKind};
@@ -80,23 +80,34 @@ impl<K: Keeper> Caller<K> {
 
     /// Begins to answer a request for a token. Returns the answer if it is there at once; else [`Caller::answer`] goes on
     /// with it.
-    pub(super) fn begin(self: &Arc<Self>, ask: Ask<'_>, cx: &mut Context<'_>) -> Option<Answer> {
+    pub(super) fn begin(self: &Arc<Self>, ask: Ask<'_>) -> Option<Answer> {
         drop(lock(&self.newcomer).take());
-        let mut begun: Begun = Box::pin(Arc::clone(self).asked(ask.target.to_owned()));
-        let begun = match begun.as_mut().poll(cx) {
-            Poll::Ready(Ok(body)) => return Some(body.into_answer(ask.is_last)),
-            Poll::Ready(Err(problem)) => Box::pin(std::future::ready(Err(problem))),
-            Poll::Pending => begun,
+        let caller = Arc::clone(self);
+        let begun: Begun = match self.turn() {
+            Ok(Turn::Now) => match self.ask_for_token(ask.target) {
+                Ok(mut asked) => match asked.in_memory(&*self.server.keeper) {
+                    Some(body) => return Some(body.into_answer(ask.is_last)),
+                    None => Box::pin(async move { asked.answer(&*caller.server.keeper).await }),
+                },
+                Err(problem) => Box::pin(std::future::ready(Err(problem))),
+            },
+            turn => {
+                let target = ask.target.to_owned();
+                Box::pin(async move {
+                    come(turn).await?;
+                    let asked = caller.ask_for_token(&target)?;
+                    asked.answer(&*caller.server.keeper).await
+                })
+            }
         };
         *lock(&self.begun) = Some(begun);
         None
     }
 
-    /// Answers a request for a token, when its turn has come.
-    async fn asked(self: Arc<Self>, target: String) -> Result<TokenBody, Problem> {
-        self.wait_for_turn().await?;
-        let (path, query) = request::path_and_query(&target);
-        self.token(&self.call(path, None)?, query).await
+    /// Reads a request for a token whose turn has come.
+    fn ask_for_token(&self, target: &str) -> Result<Asked, Problem> {
+        let (path, query) = request::path_and_query(target);
+        self.asked(self.call(path, None)?, query)
     }
 
     /// Answers one request, which is `busy` until its answer's body ends.
@@ -114,7 +125,7 @@ impl<K: Keeper> Caller<K> {
             if let Some(begun) = begun {
                 return begun.await.map(token_response);
             }
-            self.wait_for_turn().await?;
+            come(self.turn()).await?;
             self.route(request).await
         };
         let mut answer = match tokio::time::timeout(limit, answer).await {
@@ -146,27 +157,23 @@ impl<K: Keeper> Caller<K> {
         })
     }
 
-    /// Gives a token out.
-    async fn token(&self, call: &Call, query: &str) -> Result<TokenBody, Problem> {
-        let read = self.count_user(call)?;
-        let body = routes::token(&*self.server.keeper, call, query).await?;
-        keep(read);
-        Ok(body)
+    /// Counts a read of a token, and finds out what is asked for.
+    fn asked(&self, mut call: Call, query: &str) -> Result<Asked, Problem> {
+        let read = self.count_user(&call)?;
+        let request = routes::token_request(&mut call, query)?;
+        Ok(Asked {
+            call,
+            read,
+            request,
+        })
     }
 
-    /// Waits for the request's turn, before anything is done for it.
-    async fn wait_for_turn(&self) -> Result<(), Problem> {
-        match self.party().map(|party| party.request()) {
-            None => Ok(()),
-            Some(Ok(turn)) => {
-                turn.come().await;
-                Ok(())
-            }
-            Some(Err(problem)) => {
-                tokio::time::sleep(PENALTY).await;
-                Err(problem)
-            }
-        }
+    /// Takes the request's turn, which is [to come](come) before anything is done for it.
+    fn turn(&self) -> Result<Turn, Problem> {
+        self.matched(|matched| match &matched.party {
+            Some(party) => party.request(),
+            None => Ok(Turn::Now),
+        })
     }
 
     async fn route(self: &Arc<Self>, mut request: Request<Lent>) -> Result<Response, Problem> {
@@ -190,7 +197,8 @@ impl<K: Keeper> Caller<K> {
                     return Ok(not_get(request.method(), path));
                 }
                 let query = request.uri().query().unwrap_or_default();
-                return self.token(&call, query).await.map(token_response);
+                let asked = self.asked(call, query)?;
+                return (asked.answer(&*self.server.keeper).await).map(token_response);
             }
             if request::gives_token(path) {
                 read = self.count_user(&call)?;
@@ -206,7 +214,7 @@ impl<K: Keeper> Caller<K> {
         let answer = answer
             .unwrap_or_else(|never: Infallible| match never {})
             .map(Either::Right);
-        keep(read.filter(|_| answer.status().is_success()));
+        keep(read.as_mut().filter(|_| answer.status().is_success()));
         Ok(answer)
     }
 
@@ -337,6 +345,51 @@ impl<K: Keeper> Caller<K> {
     }
 }
 
+/// A request for a token that is allowed, and counted.
+struct Asked {
+    call: Call,
+    read: Option<UserRead>,
+    request: TokenRequest,
+}
+
+impl Asked {
+    /// Answers with what is in memory, if that is all there is to do.
+    fn in_memory(&mut self, keeper: &impl Keeper) -> Option<TokenBody> {
+        let token = keeper.token_in_memory(&self.request)?;
+        Some(self.give(&token, keeper))
+    }
+
+    /// Answers, however long that takes.
+    async fn answer(mut self, keeper: &impl Keeper) -> Result<TokenBody, Problem> {
+        let token = keeper.token(&self.request).await?;
+        Ok(self.give(&token, keeper))
+    }
+
+    /// Gives a token out, which is when it counts.
+    fn give(&mut self, token: &Token, keeper: &impl Keeper) -> TokenBody {
+        let key = &self.request.key;
+        if let Some(read) = self.call.audited(Audited::READ, Some(key), "") {
+            keeper.audit(read);
+        }
+        keep(self.read.as_mut());
+        TokenBody::new(token)
+    }
+}
+
+/// Waits until a request's turn has come.
+async fn come(turn: Result<Turn, Problem>) -> Result<(), Problem> {
+    match turn {
+        Ok(turn) => {
+            turn.come().await;
+            Ok(())
+        }
+        Err(problem) => {
+            tokio::time::sleep(PENALTY).await;
+            Err(problem)
+        }
+    }
+}
+
 /// An answer's body, while which the peer waits for us.
 pub(super) struct Answered {
     body: Either<Full<Bytes>, Body>,
@@ -364,7 +417,7 @@ impl hyper::body::Body for Answered {
 }
 
 /// A read counts if the token was given out.
-fn keep(read: Option<UserRead>) {
+fn keep(read: Option<&mut UserRead>) {
     if let Some(read) = read {
         read.keep();
     }

@@ -48,6 +48,11 @@ impl Token {
         is_whole.then_some(Token { readable, now })
     }
 
+    /// Returns what was read.
+    pub fn readable(&self) -> &Readable {
+        &self.readable
+    }
+
     /// Returns the grant that it is of.
     pub fn grant(&self) -> &Grant {
         &self.readable.grant
@@ -176,6 +181,8 @@ pub type EventStream = Pin<Box<dyn Stream<Item = Events> + Send>>;
 ///
 /// The callers were authorized by the routes; nothing here checks a peer again.
 pub trait Keeper: Send + Sync + 'static {
+    /// Answers with a token that is in memory, if that is all there is to do; else [`Keeper::token`] is to be asked.
+    fn token_in_memory(&self, request: &TokenRequest) -> Option<Token>;
     /// Reads a token, refreshing first where [`crate::refresh::reading`] says so.
     fn token(&self, request: &TokenRequest) -> impl Future<Output = Result<Token, Problem>> + Send;
     /// "The API refused `generation`": refreshes if it is the current one, else answers the current token.

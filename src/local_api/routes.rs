@@ -114,28 +114,18 @@ fn admin<K: Keeper>() -> Router<Api<K>> {
     router
 }
 
-/// The token route. The server calls it without the router.
-pub(super) async fn token<K: Keeper>(
-    keeper: &K,
-    call: &Call,
-    query: &str,
-) -> Result<TokenBody, Problem> {
+/// Reads what the token route is asked for. It is answered without the router.
+pub(super) fn token_request(call: &mut Call, query: &str) -> Result<TokenRequest, Problem> {
     let query = Query::read(query, &["min_ttl", "wait", "activity"])?;
     let min_ttl = query
         .whole("min_ttl", 0..=LONGEST_MIN_TTL)?
         .unwrap_or(MIN_TTL);
-    let key = call.grant(Verb::Read)?;
-    let request = TokenRequest {
-        key,
+    Ok(TokenRequest {
+        key: call.take_grant(Verb::Read)?,
         min_ttl: Duration::from_secs(min_ttl),
         wait: wait(&query)?,
         counts_as_activity: call.counts(&query)?,
-    };
-    let token = keeper.token(&request).await?;
-    if let Some(read) = call.audited(Audited::READ, Some(&request.key), "") {
-        keeper.audit(read);
-    }
-    Ok(TokenBody::new(&token))
+    })
 }
 
 /// A longer `wait` than we hold connections for is cut, not refused: the caller is told to retry anyway.

@@ -9,7 +9,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Context;
 use std::time::Duration;
 
 use axum::Router;
@@ -271,7 +270,7 @@ impl<K: Keeper> Server<K> {
         let io = Deadlines::new(stream, Arc::clone(&progress), Arc::clone(&self.limits));
         let io = Shortcut::new(io, Arc::clone(&progress), {
             let caller = Arc::clone(&caller);
-            move |ask: Ask<'_>, cx: &mut Context<'_>| caller.begin(ask, cx)
+            move |ask: Ask<'_>| caller.begin(ask)
         });
         let service = hyper::service::service_fn(move |request| {
             let (caller, busy) = (Arc::clone(&caller), caller.progress.busy());

@@ -71,7 +71,7 @@ pub(super) struct Shortcut<S, B> {
 impl<S, B> Shortcut<S, B>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    B: FnMut(Ask<'_>, &mut Context<'_>) -> Option<Answer> + Unpin,
+    B: FnMut(Ask<'_>) -> Option<Answer> + Unpin,
 {
     pub(super) fn new(stream: S, progress: Arc<Progress>, begin: B) -> Self {
         Shortcut {
@@ -98,11 +98,11 @@ where
     }
 
     /// Answers what came, if that goes at once.
-    fn answer_at_once(&mut self, came: &[u8], cx: &mut Context<'_>) -> bool {
+    fn answer_at_once(&mut self, came: &[u8]) -> bool {
         match read(came) {
             Came::Ask(mut ask) => {
                 ask.is_last |= self.progress.closes();
-                let Some(answer) = (self.begin)(ask, cx) else {
+                let Some(answer) = (self.begin)(ask) else {
                     return false;
                 };
                 drop(self.progress.busy());
@@ -122,7 +122,7 @@ where
 impl<S, B> AsyncRead for Shortcut<S, B>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    B: FnMut(Ask<'_>, &mut Context<'_>) -> Option<Answer> + Unpin,
+    B: FnMut(Ask<'_>) -> Option<Answer> + Unpin,
 {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -143,7 +143,7 @@ where
                 return Poll::Ready(Ok(()));
             }
             this.orderly &= resting;
-            if !(this.orderly && this.answer_at_once(came, cx)) {
+            if !(this.orderly && this.answer_at_once(came)) {
                 return Poll::Ready(Ok(()));
             }
             buffer.set_filled(before);
@@ -154,7 +154,7 @@ where
 impl<S, B> AsyncWrite for Shortcut<S, B>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    B: FnMut(Ask<'_>, &mut Context<'_>) -> Option<Answer> + Unpin,
+    B: FnMut(Ask<'_>) -> Option<Answer> + Unpin,
 {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -295,12 +295,12 @@ mod tests {
         assert_eq!(other("GET /v1/users/ü/grants/g/token HTTP/1.1"), "other");
     }
 
-    type Begin = fn(Ask<'_>, &mut Context<'_>) -> Option<Answer>;
+    type Begin = fn(Ask<'_>) -> Option<Answer>;
 
     /// A stream of which the peer takes 16 bytes at a time; whoever is asked for answers with 100 bytes.
     fn shortcut() -> (Shortcut<DuplexStream, Begin>, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(16);
-        let begin: Begin = |ask, _| {
+        let begin: Begin = |ask| {
             let bytes = [vec![b'-'; 8], vec![b'x'; 100]].concat();
             (ask.target.len() > 1).then_some(Answer { bytes, from: 8 })
         };
@@ -312,9 +312,8 @@ mod tests {
     {
         for how in ["read", "flush", "shutdown"] {
             let (mut shortcut, mut peer) = shortcut();
-            let nobody = &mut Context::from_waker(std::task::Waker::noop());
             let request = format!("{TOKEN}\r\n");
-            assert!(shortcut.answer_at_once(request.as_bytes(), nobody));
+            assert!(shortcut.answer_at_once(request.as_bytes()));
             let all = tokio::spawn(async move {
                 match how {
                     "read" => assert_eq!(shortcut.read(&mut [0; 9]).await.unwrap(), 4),

@@ -1,6 +1,6 @@
 //! The answer of the token route, as bytes.
 
-use std::io::Write;
+use std::cell::RefCell;
 use std::time::SystemTime;
 
 use hyper::body::Bytes;
@@ -45,24 +45,43 @@ impl TokenBody {
     /// Returns the whole answer (RFC 9112 §4), after which the connection may end.
     pub(super) fn into_answer(mut self, is_last: bool) -> Answer {
         let length = self.bytes.len() - HEAD;
-        let date = SystemTime::UNIX_EPOCH + self.now.since(UnixTime::EPOCH);
-        let date = httpdate::HttpDate::from(date);
-        let connection = if is_last { "connection: close\r\n" } else { "" };
-        let mut head = [0; HEAD];
-        let mut left = &mut head[..];
-        write!(
-            left,
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
-             {connection}content-length: {length}\r\ndate: {date}\r\n\r\n"
-        )
-        .expect("there is room for the longest");
-        let from = left.len();
-        self.bytes[from..HEAD].copy_from_slice(&head[..HEAD - from]);
+        let mut from = HEAD;
+        // From its end on, so that it ends where the body begins.
+        let mut before = |text: &str| {
+            self.bytes[from - text.len()..from].copy_from_slice(text.as_bytes());
+            from -= text.len();
+        };
+        before("\r\n\r\n");
+        with_date(self.now, &mut before);
+        before("\r\ndate: ");
+        before(itoa::Buffer::new().format(length));
+        before("content-length: ");
+        if is_last {
+            before("connection: close\r\n");
+        }
+        before(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n",
+        );
         Answer {
             bytes: self.bytes,
             from,
         }
     }
+}
+
+/// Writes a moment as HTTP does (RFC 9110 §5.6.7). Each thread keeps what it wrote last, for the rest of that second.
+fn with_date(at: UnixTime, write: impl FnOnce(&str)) {
+    thread_local! {
+        static LAST: RefCell<(u64, String)> = RefCell::default();
+    }
+    let since_epoch = at.since(UnixTime::EPOCH);
+    LAST.with_borrow_mut(|(second, text)| {
+        if *second != since_epoch.as_secs() || text.is_empty() {
+            *second = since_epoch.as_secs();
+            *text = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + since_epoch);
+        }
+        write(text);
+    });
 }
 
 /// Writes what differs from answer to answer, and copies the rest.
@@ -81,7 +100,8 @@ fn write(body: &mut Vec<u8>, token: &Token) {
     body.extend_from_slice(words.before_age.as_bytes());
     if let Some(at) = access.expires_at {
         let left = at.since(token.now).as_secs();
-        write!(body, ",\"expires_in\":{left}").expect("a Vec takes it");
+        body.extend_from_slice(b",\"expires_in\":");
+        body.extend_from_slice(itoa::Buffer::new().format(left).as_bytes());
     }
     body.extend_from_slice(words.after_age.as_bytes());
 }

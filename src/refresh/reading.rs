@@ -1,6 +1,7 @@
 //! What a reader of a grant gets.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use super::grant::{AccessFacts, Grant, NeedsReason, PauseReason, Standing};
@@ -16,6 +17,34 @@ pub struct Readable {
     pub access_token: Option<AccessToken>,
     /// What answers say beside the token and its age, kept by who wrote the first.
     pub words: OnceLock<Words>,
+    /// What was noted of its reads.
+    pub noted: Noted,
+}
+
+/// What was noted of a token set's reads already, so that the next ones need not note it again.
+#[derive(Debug, Default)]
+pub struct Noted {
+    read: AtomicBool,
+    /// In milliseconds; 0 for never.
+    active_at: AtomicI64,
+}
+
+impl Noted {
+    /// Notes that it was read. Returns whether it is the first time.
+    pub fn read(&self) -> bool {
+        // A look first: readers on several processors would have to pass a write on to each other.
+        !self.read.load(Ordering::Relaxed) && !self.read.swap(true, Ordering::Relaxed)
+    }
+
+    /// Notes that its user was active. Returns whether that is news: the last note is `every` old, or from the future.
+    pub fn active(&self, now: UnixTime, every: Duration) -> bool {
+        let last = UnixTime::from_millis(self.active_at.load(Ordering::Relaxed));
+        let news = now < last || now.since(last) >= every;
+        if news {
+            self.active_at.store(now.as_millis(), Ordering::Relaxed);
+        }
+        news
+    }
 }
 
 /// What is the same in all answers with one access token.
@@ -36,6 +65,7 @@ impl Readable {
             grant,
             access_token,
             words: OnceLock::new(),
+            noted: Noted::default(),
         }
     }
 }
@@ -205,5 +235,16 @@ mod tests {
             grant.read(Duration::ZERO, true, NOW),
             Read::NeedsAuthorization(NeedsReason::NoRefreshToken)
         );
+    }
+
+    #[test]
+    fn only_what_is_news_of_a_read_is_noted() {
+        let noted = Noted::default();
+        assert_eq!([noted.read(), noted.read()], [true, false]);
+        let second = Duration::from_secs(1);
+        let millis = |millis| UnixTime::from_millis(NOW.as_millis() + millis);
+        let moments = [0, 999, 1000, 1001, 500, 1400, 1500].map(millis);
+        let news = moments.map(|at| noted.active(at, second));
+        assert_eq!(news, [true, false, true, false, true, false, true]);
     }
 }

@@ -489,7 +489,7 @@ pub(super) struct UserRead {
 
 impl UserRead {
     /// The token was given out.
-    pub(super) fn keep(mut self) {
+    pub(super) fn keep(&mut self) {
         self.hash = None;
     }
 }

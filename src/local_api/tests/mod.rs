@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -141,6 +141,12 @@ fn user_view(namespace: String, user: String) -> UserView {
 }
 
 impl Keeper for Recorder {
+    fn token_in_memory(&self, request: &TokenRequest) -> Option<Token> {
+        let is_cold = ["nobody", "slow", "cold"].contains(&&*request.key.user);
+        let token = (!is_cold).then(|| self.token(request).now_or_never())?;
+        token.expect("it waits for nothing").ok()
+    }
+
     async fn token(&self, request: &TokenRequest) -> Result<Token, Problem> {
         let (key, min_ttl, wait) = (show(&request.key), request.min_ttl, request.wait);
         let counts = request.counts_as_activity;

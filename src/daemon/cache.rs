@@ -5,9 +5,10 @@
 //! moves nothing. An entry is inserted only if its grant has not changed since it was read: every change bumps its
 //! shard's epoch, and a reader brings the epoch it saw before it read.
 
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use foldhash::quality::RandomState;
 use indexmap::IndexMap;
 
 use crate::refresh::grant::GrantKey;
@@ -19,7 +20,7 @@ const ENTRY_BYTES: usize = 960;
 
 /// Grants that were read lately.
 pub(super) struct Cache {
-    /// Its key is this process's own: nobody can choose names that share a hash.
+    /// Its key is this process's own: nobody can choose names beforehand that share a hash.
     hasher: RandomState,
     shard_bytes: usize,
     shards: [Mutex<Shard>; SHARDS],
@@ -68,7 +69,7 @@ impl Cache {
     /// Makes a cache of at most `bytes`; 0 keeps nothing.
     pub(super) fn new(bytes: usize) -> Self {
         Cache {
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             shard_bytes: bytes / SHARDS,
             shards: std::array::from_fn(|_| Mutex::default()),
         }

@@ -135,9 +135,14 @@ impl Providers {
 
     /// Returns why no attempt may be made at a provider, if so.
     pub(super) fn halt(&self, name: &str) -> Option<Halt> {
-        if !self.live.load().contains_key(name) {
-            return Some(Halt::NotConfigured);
+        match self.live.load().contains_key(name) {
+            true => self.halted(name),
+            false => Some(Halt::NotConfigured),
         }
+    }
+
+    /// The same of a provider that is configured.
+    pub(super) fn halted(&self, name: &str) -> Option<Halt> {
         let states = self.lock();
         let state = states.get(name)?;
         match &state.stopped {

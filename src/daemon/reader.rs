@@ -13,7 +13,7 @@ use crate::local_api::keeper::{Token, TokenRequest};
 use crate::local_api::problem;
 use crate::local_api::types::Problem;
 use crate::refresh::grant::{Grant, GrantKey, NeedsReason, PauseReason, Standing};
-use crate::refresh::policy::Mode;
+use crate::refresh::policy::{Mode, Policy};
 use crate::refresh::reading::{Read, Readable};
 use crate::refresh::time::UnixTime;
 use crate::store::By;
@@ -54,10 +54,13 @@ impl Daemon {
 
     /// Decides what a reader gets. If that is the token, its refresh begins behind their back where it is time for it.
     fn decide(&self, request: &TokenRequest, grant: &Grant, now: UnixTime) -> Read {
-        let may_attempt = !self.0.draining() && self.0.halt(&request.key.provider).is_none();
-        let read = grant.read(request.min_ttl, may_attempt, now);
-        if read == Read::Serve && may_attempt {
-            self.refresh_behind(request, grant, now);
+        let providers = &self.0.providers;
+        let live = providers.find(&request.key.provider);
+        let live = live
+            .filter(|_| !self.0.draining() && providers.halted(&request.key.provider).is_none());
+        let read = grant.read(request.min_ttl, live.is_some(), now);
+        if let (Read::Serve, Some(live)) = (read, live) {
+            self.refresh_behind(request, grant, &live.config.policy, now);
         }
         read
     }
@@ -135,12 +138,14 @@ impl Daemon {
 
     /// Begins the refresh of an on-demand grant whose reader has found it inside its margin. The reader does not
     /// wait: the token it gets is good for long enough.
-    fn refresh_behind(&self, request: &TokenRequest, grant: &Grant, now: UnixTime) {
-        let live = self.0.providers.find(&request.key.provider);
-        let Some(live) = live.filter(|live| live.config.policy.mode == Mode::OnDemand) else {
-            return;
-        };
-        if grant.wanted_by_reader(now, &live.config.policy) {
+    fn refresh_behind(
+        &self,
+        request: &TokenRequest,
+        grant: &Grant,
+        policy: &Policy,
+        now: UnixTime,
+    ) {
+        if policy.mode == Mode::OnDemand && grant.wanted_by_reader(now, policy) {
             let (shared, grant, wait) = (self.0.clone(), grant.clone(), request.wait);
             tokio::spawn(async move {
                 let demand = shared.demand(&grant, now + wait);

@@ -62,6 +62,18 @@ struct Matched {
     noted: bool,
 }
 
+/// The rule that admits a peer, and on whose account it is.
+type Admission = Result<(Arc<Rule>, Option<Party>), Problem>;
+
+impl Matched {
+    fn turn(&self) -> Result<Turn, Problem> {
+        match &self.party {
+            Some(party) => party.request(),
+            None => Ok(Turn::Now),
+        }
+    }
+}
+
 impl<K: Keeper> Caller<K> {
     pub(super) fn new(
         server: &Arc<Server<K>>,
@@ -83,19 +95,21 @@ impl<K: Keeper> Caller<K> {
     pub(super) fn begin(self: &Arc<Self>, ask: Ask<'_>) -> Option<Answer> {
         drop(lock(&self.newcomer).take());
         let caller = Arc::clone(self);
-        let begun: Begun = match self.turn() {
-            Ok(Turn::Now) => match self.ask_for_token(ask.target) {
-                Ok(mut asked) => match asked.in_memory(&*self.server.keeper) {
-                    Some(body) => return Some(body.into_answer(ask.is_last)),
-                    None => Box::pin(async move { asked.answer(&*caller.server.keeper).await }),
-                },
-                Err(problem) => Box::pin(std::future::ready(Err(problem))),
+        let admission = self.matched(|matched| match matched.turn() {
+            Ok(Turn::Now) => Ok(self.admission(matched)),
+            turn => Err(turn),
+        });
+        let begun: Begun = match admission.map(|it| self.ask_for_token(it, ask.target)) {
+            Ok(Ok(mut asked)) => match asked.in_memory(&*self.server.keeper) {
+                Some(body) => return Some(body.into_answer(ask.is_last)),
+                None => Box::pin(async move { asked.answer(&*caller.server.keeper).await }),
             },
-            turn => {
+            Ok(Err(problem)) => Box::pin(std::future::ready(Err(problem))),
+            Err(turn) => {
                 let target = ask.target.to_owned();
                 Box::pin(async move {
                     come(turn).await?;
-                    let asked = caller.ask_for_token(&target)?;
+                    let asked = caller.ask_for_token(caller.admitted(), &target)?;
                     asked.answer(&*caller.server.keeper).await
                 })
             }
@@ -105,9 +119,9 @@ impl<K: Keeper> Caller<K> {
     }
 
     /// Reads a request for a token whose turn has come.
-    fn ask_for_token(&self, target: &str) -> Result<Asked, Problem> {
+    fn ask_for_token(&self, admission: Admission, target: &str) -> Result<Asked, Problem> {
         let (path, query) = request::path_and_query(target);
-        self.asked(self.call(path, None)?, query)
+        self.asked(self.call(admission, path, None)?, query)
     }
 
     /// Answers one request, which is `busy` until its answer's body ends.
@@ -141,9 +155,14 @@ impl<K: Keeper> Caller<K> {
         answer.map(|body| Answered { body, _busy: busy })
     }
 
-    /// Returns who calls, by the rules of now, and about whom.
-    fn call(&self, path: &str, headers: Option<&HeaderMap>) -> Result<Call, Problem> {
-        let (rule, party) = self.admitted()?;
+    /// Returns who calls and about whom.
+    fn call(
+        &self,
+        admission: Admission,
+        path: &str,
+        headers: Option<&HeaderMap>,
+    ) -> Result<Call, Problem> {
+        let (rule, party) = admission?;
         let namespace = match headers {
             Some(headers) => self.namespace(headers, &rule)?,
             None => None,
@@ -170,10 +189,7 @@ impl<K: Keeper> Caller<K> {
 
     /// Takes the request's turn, which is [to come](come) before anything is done for it.
     fn turn(&self) -> Result<Turn, Problem> {
-        self.matched(|matched| match &matched.party {
-            Some(party) => party.request(),
-            None => Ok(Turn::Now),
-        })
+        self.matched(|matched| matched.turn())
     }
 
     async fn route(self: &Arc<Self>, mut request: Request<Lent>) -> Result<Response, Problem> {
@@ -188,7 +204,7 @@ impl<K: Keeper> Caller<K> {
         let path = request.uri().path();
         let mut read = None;
         if path != "/healthz" {
-            let call = self.call(path, Some(request.headers()))?;
+            let call = self.call(self.admitted(), path, Some(request.headers()))?;
             if let (&Method::PUT, Some(namespace)) = (request.method(), &call.namespace) {
                 self.check_readable(namespace, &call.rule)?;
             }
@@ -273,19 +289,21 @@ impl<K: Keeper> Caller<K> {
         Ok(self.admitted()?.0)
     }
 
-    fn admitted(&self) -> Result<(Arc<Rule>, Option<Party>), Problem> {
+    fn admitted(&self) -> Admission {
+        self.matched(|matched| self.admission(matched))
+    }
+
+    fn admission(&self, matched: &mut Matched) -> Admission {
         let peer = self.peer.as_ref().ok();
-        self.matched(|matched| {
-            if let Err(denied) = &matched.outcome
-                && !std::mem::replace(&mut matched.noted, true)
-            {
-                self.server.note_refusal(&matched.rules, peer, denied);
-            }
-            match &matched.outcome {
-                Ok(rule) => Ok((Arc::clone(rule), matched.party.clone())),
-                Err(denied) => Err(problem::forbidden(denied.detail(peer))),
-            }
-        })
+        if let Err(denied) = &matched.outcome
+            && !std::mem::replace(&mut matched.noted, true)
+        {
+            self.server.note_refusal(&matched.rules, peer, denied);
+        }
+        match &matched.outcome {
+            Ok(rule) => Ok((Arc::clone(rule), matched.party.clone())),
+            Err(denied) => Err(problem::forbidden(denied.detail(peer))),
+        }
     }
 
     /// Looks at what the rules of now say about this peer.

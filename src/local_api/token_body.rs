@@ -59,9 +59,7 @@ impl TokenBody {
         if is_last {
             before("connection: close\r\n");
         }
-        before(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n",
-        );
+        before("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n");
         Answer {
             bytes: self.bytes,
             from,

@@ -25,8 +25,8 @@ use super::lines::read_lines;
 use super::report::Record;
 use super::tally::{Place, Tally, place};
 
-/// Requests in flight at once, each on a connection of its own: as many as the daemon writes at once.
-const IN_FLIGHT: usize = 256;
+/// Requests in flight at once, each on a connection of its own: while the daemon writes a group of them, the next one comes.
+const IN_FLIGHT: usize = 512;
 /// A request is sent so often before the import stops: about a minute, where the daemon names no time.
 pub(super) const TRIES: u32 = 10;
 /// That it waits is told at this try, about a second after the first.

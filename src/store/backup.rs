@@ -174,7 +174,7 @@ impl Store {
     async fn settle(&self, broken: Broken, at: UnixTime) -> Result<(), BackupError> {
         let settled = self.write(Class::Rest, move |session| {
             let quarantined = Some(Standing::Paused(PauseReason::Quarantined));
-            for (id, generation) in broken.grants {
+            for &(id, generation) in &broken.grants {
                 let now = grants::quarantine(session, id, at)?;
                 let same = now.filter(|grant| grant.generation == generation);
                 if same.is_some() && same.map(|grant| grant.standing) != quarantined {
@@ -184,7 +184,7 @@ impl Store {
                     )));
                 }
             }
-            for id in broken.revocations {
+            for &id in &broken.revocations {
                 if !revocations::set_aside_if_broken(session, id)? {
                     return Ok(Some(format!("revocation {id} does not open in it")));
                 }

@@ -255,7 +255,7 @@ impl Store {
 
     async fn read<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
+        work: impl FnMut(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, StoreError> {
         answered(self.inner.readers.submit(For::Daemon, work)).await
     }
@@ -271,7 +271,7 @@ impl Store {
     async fn write<T: Send + 'static>(
         &self,
         class: Class,
-        work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
+        work: impl Fn(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, StoreError> {
         answered(self.inner.writer.submit(class, work)).await
     }

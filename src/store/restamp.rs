@@ -76,7 +76,7 @@ impl Store {
         while let Some(page) = after {
             after = self
                 .write(Class::Rest, move |session| {
-                    restamp_activity(session, now, page)
+                    restamp_activity(session, now, &page)
                 })
                 .await?;
         }
@@ -91,7 +91,7 @@ const ACTIVITY_PAGE: usize = 5_000;
 fn restamp_activity(
     session: &Session<'_>,
     now: UnixTime,
-    (namespace, user): (String, String),
+    (namespace, user): &(String, String),
 ) -> Result<Option<(String, String)>, Trouble> {
     let page = session.all(
         "SELECT namespace, user, last_active_at FROM activity WHERE (namespace, user) > (?1, ?2)

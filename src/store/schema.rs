@@ -225,6 +225,8 @@ pub(super) fn connect_writer(path: &Path, busy: Duration) -> rusqlite::Result<Co
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "secure_delete", true)?;
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // What a savepoint would have to put back stays in memory: else each entry's goes to a temporary file.
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(conn)
 }
 
@@ -644,6 +646,7 @@ mod tests {
         assert_eq!(number("synchronous"), 2, "FULL");
         assert_eq!(number("secure_delete"), 1);
         assert_eq!(number("wal_autocheckpoint"), 0);
+        assert_eq!(number("temp_store"), 2, "MEMORY");
         assert_eq!(number("busy_timeout"), 1234);
         let reader = connect_reader(&path, Duration::ZERO).unwrap();
         assert!(reader.execute("DELETE FROM grants", []).is_err());

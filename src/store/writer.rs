@@ -40,28 +40,25 @@ pub(super) enum Class {
 
 /// One verb that waits to be written, and its caller that waits to be answered.
 pub(super) trait Entry: Send {
-    /// Does the work; an error undoes this entry alone.
+    /// Does the work, perhaps a second time after what the first did was undone; an error undoes this entry alone.
     fn run(&mut self, session: &Session<'_>) -> Result<(), Trouble>;
     /// Answers, once the group is on disk or known not to be.
     fn answer(self: Box<Self>, group: Result<(), StoreError>);
 }
 
 struct Verb<F, T> {
-    work: Option<F>,
+    work: F,
     done: Option<Result<T, StoreError>>,
     caller: oneshot::Sender<Result<T, StoreError>>,
 }
 
 impl<F, T> Entry for Verb<F, T>
 where
-    F: FnOnce(&Session<'_>) -> Result<T, Trouble> + Send,
+    F: Fn(&Session<'_>) -> Result<T, Trouble> + Send,
     T: Send,
 {
     fn run(&mut self, session: &Session<'_>) -> Result<(), Trouble> {
-        let Some(work) = self.work.take() else {
-            return Ok(());
-        };
-        match work(session) {
+        match (self.work)(session) {
             Ok(value) => {
                 self.done = Some(Ok(value));
                 Ok(())
@@ -189,11 +186,11 @@ impl Writer {
     pub(super) fn submit<T: Send + 'static>(
         &self,
         class: Class,
-        work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
+        work: impl Fn(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
     ) -> oneshot::Receiver<Result<T, StoreError>> {
         let (caller, answer) = oneshot::channel();
         let entry = Box::new(Verb {
-            work: Some(work),
+            work,
             done: None,
             caller,
         });
@@ -275,10 +272,10 @@ impl Work<'_> {
         }
         let told = self.watch_events();
         let mut company = false;
-        let mut suspect = false;
+        let mut state = State::default();
         while let Some(mut group) = self.next(company) {
             company = group.len() > 1;
-            let written = self.write(&mut group, &mut suspect);
+            let written = self.write(&mut group, &mut state);
             // A commit of nothing is no news of the disk.
             if written.is_err() || wrote.swap(false, Ordering::Relaxed) {
                 self.shared.note(&written);
@@ -335,38 +332,43 @@ impl Work<'_> {
         (!group.is_empty()).then_some(group)
     }
 
-    /// Commits a group as one transaction, each entry inside a savepoint of its own.
-    fn write(&self, group: &mut [Box<dyn Entry>], suspect: &mut bool) -> Result<(), Trouble> {
+    /// Commits a group as one transaction.
+    fn write(&self, group: &mut [Box<dyn Entry>], state: &mut State) -> Result<(), Trouble> {
         self.disk.check_there()?;
-        if *suspect {
+        if state.suspect {
             // After a failed fsync the kernel may call pages clean that never reached the disk.
             // Nothing is durable again before a checkpoint rewrote and synced the database file.
             self.disk.step()?;
             if !schema::checkpoint_all(&self.conn)? {
                 return Err(Trouble::Sqlite(busy()));
             }
-            *suspect = false;
+            state.suspect = false;
         }
         // A transaction that could not be ended is in the way of the next one.
         if !self.conn.is_autocommit() {
             self.roll_back()?;
         }
         let keyring = self.keyring.read();
-        self.conn.execute_batch("BEGIN IMMEDIATE")?;
         let session = Session {
             conn: &self.conn,
             keyring: &keyring,
             disk: self.disk,
         };
-        let mut written = group
-            .iter_mut()
-            .try_for_each(|entry| run_entry(&session, &mut **entry));
+        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        let mut ran = run_all(&session, group, state.careful);
+        if matches!(ran, Ok(Ran::Failed)) && !state.careful {
+            self.roll_back()?;
+            self.conn.execute_batch("BEGIN IMMEDIATE")?;
+            ran = run_all(&session, group, true);
+        }
+        state.careful = matches!(ran, Ok(Ran::Failed));
+        let mut written = ran.map(|_| ());
         if written.is_ok() {
             written = self
                 .disk
                 .step()
                 .and_then(|()| Ok(self.conn.execute_batch("COMMIT")?));
-            *suspect = written.is_err();
+            state.suspect = written.is_err();
         }
         if written.is_err() && !self.conn.is_autocommit() {
             self.roll_back()?;
@@ -380,27 +382,54 @@ impl Work<'_> {
     }
 }
 
-/// Runs one entry; what it did is undone if it fails, and only the disk's failures end the group.
-fn run_entry(session: &Session<'_>, entry: &mut dyn Entry) -> Result<(), Trouble> {
-    session
-        .conn
-        .prepare_cached("SAVEPOINT entry")?
-        .execute([])?;
-    let done = entry.run(session);
-    if let Err(trouble) = done {
-        if trouble.is_the_disks() || session.conn.is_autocommit() {
-            return Err(trouble);
+/// What the last groups have shown.
+#[derive(Default)]
+struct State {
+    /// A commit failed.
+    suspect: bool,
+    /// An entry failed, and others may for the same reason.
+    careful: bool,
+}
+
+/// How the entries of a group fared.
+enum Ran {
+    /// All did their work.
+    Done,
+    /// At least one did not. What it had written is undone, if this was done carefully.
+    Failed,
+}
+
+/// Runs a group's entries. Carefully, each is in a savepoint of its own, so that one that fails undoes nothing else. That
+/// takes copies of all pages that it writes to: as long as all goes well there are none, and the first failure is the end.
+/// An error is the disk's, and everybody's.
+fn run_all(
+    session: &Session<'_>,
+    group: &mut [Box<dyn Entry>],
+    careful: bool,
+) -> Result<Ran, Trouble> {
+    let mut ran = Ran::Done;
+    for entry in group {
+        let savepoint = |sql| match careful {
+            true => session.conn.prepare_cached(sql)?.execute([]),
+            false => Ok(0),
+        };
+        savepoint("SAVEPOINT entry")?;
+        if let Err(trouble) = entry.run(session) {
+            if trouble.is_the_disks() || session.conn.is_autocommit() {
+                return Err(trouble);
+            }
+            ran = Ran::Failed;
+            if !careful {
+                return Ok(ran);
+            }
+            if !matches!(trouble, Trouble::NoRoom) {
+                tracing::error!(reason = trouble.text(), "store-verb-failed");
+            }
+            savepoint("ROLLBACK TO entry")?;
         }
-        if !matches!(trouble, Trouble::NoRoom) {
-            tracing::error!(reason = trouble.text(), "store-verb-failed");
-        }
-        session
-            .conn
-            .prepare_cached("ROLLBACK TO entry")?
-            .execute([])?;
+        savepoint("RELEASE entry")?;
     }
-    session.conn.prepare_cached("RELEASE entry")?.execute([])?;
-    Ok(())
+    Ok(ran)
 }
 
 fn busy() -> rusqlite::Error {

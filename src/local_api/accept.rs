@@ -51,10 +51,10 @@ const HEAVY_WITHIN: Duration = Duration::from_millis(5);
 /// In a storm every place is taken anyway, and who waits for one waits for all that have one.
 const SHORT: i32 = 2;
 
-/// In a storm so many are taken every so often. Taken as fast as they come, they and their senders would use up the
+/// In a storm so many at most are taken in so long. Taken as fast as they come, they and their senders would use up the
 /// processors, which others feel more than this.
 const STORM_BATCH: usize = 8;
-const STORM_PAUSE: Duration = Duration::from_micros(250);
+const STORM_ROUND: Duration = Duration::from_micros(250);
 
 /// The thread, as long as this is kept.
 pub(super) struct Acceptor {
@@ -87,6 +87,7 @@ impl Acceptor {
             running,
             storm: Storm::default(),
             short: false,
+            round: Round::default(),
             told_at: None,
         };
         let thread = std::thread::Builder::new()
@@ -128,8 +129,16 @@ struct Queue {
     storm: Storm,
     /// Whether it was made short.
     short: bool,
+    round: Round,
     /// When a failure was told.
     told_at: Option<Duration>,
+}
+
+/// What was taken lately, in a storm.
+#[derive(Default)]
+struct Round {
+    began_at: Duration,
+    taken: usize,
 }
 
 impl Queue {
@@ -144,9 +153,24 @@ impl Queue {
                 }
             }
             if self.short {
-                self.pause(STORM_PAUSE);
+                self.go_round();
             }
         }
+    }
+
+    /// Waits for the round's end if all that it allows was taken.
+    fn go_round(&mut self) {
+        let passed = (self.running)().saturating_sub(self.round.began_at);
+        let left = STORM_ROUND.saturating_sub(passed);
+        if self.round.taken >= STORM_BATCH {
+            self.pause(left);
+        } else if !left.is_zero() {
+            return;
+        }
+        self.round = Round {
+            began_at: (self.running)(),
+            taken: 0,
+        };
     }
 
     /// Waits for a connection, or for a storm to be over. Returns whether it goes on.
@@ -169,11 +193,17 @@ impl Queue {
 
     /// Takes what there is, up to a batch.
     fn take(&mut self, welcome: &mut impl FnMut(UnixStream) -> Option<Party>) -> io::Result<()> {
-        let batch = if self.short { STORM_BATCH } else { BATCH };
+        let batch = match self.short {
+            true => STORM_BATCH.saturating_sub(self.round.taken),
+            false => BATCH,
+        };
         for _ in 0..batch {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match rustix::net::accept_with(&self.listener, flags) {
-                Ok(stream) => self.meet(stream, welcome),
+                Ok(stream) => {
+                    self.round.taken += 1;
+                    self.meet(stream, welcome);
+                }
                 Err(Errno::WOULDBLOCK) => return Ok(()),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(error) => return Err(error.into()),

@@ -1,8 +1,8 @@
 //! One thread writes. It commits in groups, and answers when a group is on disk.
 //!
 //! A group holds what waits, outcomes first (a rotated refresh token is worth more than
-//! anything else here), then marks, then the rest, up to [`GROUP`] entries. While others are writing too
-//! it waits up to [`LINGER`] for more; a lone writer does not wait. A rest that is never
+//! anything else here), then marks, then the rest, up to [`GROUP`] entries. While there is a [`COMPANY`]
+//! it waits up to [`LINGER`] for more; where a few write now and then, nobody waits. A rest that is never
 //! reached can't happen: every outcome and mark belongs to one of a few hundred attempts in
 //! flight, and none of those sends another before it is answered.
 
@@ -26,6 +26,9 @@ use super::{checkpoint, schema};
 const GROUP: usize = 256;
 /// A group waits at most this long for company; an fsync takes about as long.
 const LINGER: Duration = Duration::from_millis(5);
+/// A group as large as this shows that more are coming fast enough to be worth waiting for. On a slow disk they become so
+/// large by themselves.
+const COMPANY: usize = 16;
 
 /// What goes first into a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -274,7 +277,7 @@ impl Work<'_> {
         let mut company = false;
         let mut state = State::default();
         while let Some(mut group) = self.next(company) {
-            company = group.len() > 1;
+            company = group.len() >= COMPANY;
             let written = self.write(&mut group, &mut state);
             // A commit of nothing is no news of the disk.
             if written.is_err() || wrote.swap(false, Ordering::Relaxed) {

@@ -117,29 +117,35 @@ async fn a_failing_entry_does_not_spoil_its_group() {
     let bench = Bench::new();
     let (release, holding) = hold_writer(&bench.store);
     holding.recv().unwrap();
-    let writer = &bench.store.inner.writer;
-    let insert = |user: &'static str| {
-        writer.submit(Class::Rest, move |session| {
-            session.write("INSERT INTO activity VALUES ('n', ?1, 1)", [user])
+    // Two groups and a bit. The first is begun without savepoints, the second, after a failure, with them.
+    let is_bad = |nth: usize| [10, 300].contains(&nth);
+    let sql = "INSERT INTO activity VALUES ('n', ?1, 1)";
+    let answers: Vec<_> = (0..600)
+        .map(|nth| {
+            bench
+                .store
+                .inner
+                .writer
+                .submit(Class::Rest, move |session| {
+                    session.write(sql, [nth.to_string()])?;
+                    if is_bad(nth) {
+                        // The one before is there already.
+                        session.write(sql, [(nth - 1).to_string()])?;
+                    }
+                    Ok(())
+                })
         })
-    };
-    let before = insert("before");
-    let bad = writer.submit(Class::Rest, |session| {
-        session.write("INSERT INTO activity VALUES ('n', 'half', 1)", [])?;
-        session.write("INSERT INTO activity VALUES ('n', 'before', 1)", [])
-    });
-    let after = insert("after");
+        .collect();
     release.send(()).unwrap();
-    assert_eq!(before.await.unwrap(), Ok(1));
-    assert_eq!(bad.await.unwrap(), Err(StoreError::Damaged));
-    assert_eq!(after.await.unwrap(), Ok(1));
-    let noted = |user| bench.store.last_activity("n", user);
-    assert!(noted("before").await.unwrap().is_some() && noted("after").await.unwrap().is_some());
-    assert_eq!(
-        noted("half").await.unwrap(),
-        None,
-        "the bad entry was undone as a whole"
-    );
+    for (nth, answer) in answers.into_iter().enumerate() {
+        let expected = match is_bad(nth) {
+            true => Err(StoreError::Damaged),
+            false => Ok(()),
+        };
+        assert_eq!(answer.await.unwrap(), expected, "{nth}");
+        let noted = bench.store.last_activity("n", &nth.to_string()).await;
+        assert_eq!(noted.unwrap().is_some(), !is_bad(nth), "{nth}");
+    }
 }
 
 #[tokio::test]

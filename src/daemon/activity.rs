@@ -1,8 +1,11 @@
 //! Who is active, and which token sets were read.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use crate::refresh::grant::GrantId;
 use crate::refresh::reading::Readable;
@@ -49,7 +52,10 @@ fn find<'a>(users: &'a mut Users, namespace: &str, user: &str) -> Option<&'a mut
 /// Last activity per user, most of it in memory.
 pub(super) struct Activity {
     store: Store,
-    written_every: Duration,
+    /// In milliseconds.
+    written_every: AtomicU64,
+    /// Told when that changes.
+    changed: Notify,
     pub(super) seen: Arc<Mutex<Users>>,
     read: Mutex<HashSet<GrantId>>,
     /// Steps of the clock: what it showed before each, and how much of nobody's time it left out.
@@ -60,16 +66,32 @@ pub(super) struct Activity {
 const STEPS: usize = 100;
 
 impl Activity {
-    /// Makes an empty log. `inactive_after` is the shortest of all providers': what is written is never
-    /// older than a tenth of it, so that a crash makes nobody inactive.
+    /// Makes an empty log for what [`Activity::set_inactive_after`] says of `inactive_after`.
     pub(super) fn new(store: Store, inactive_after: Duration) -> Self {
-        Activity {
+        let activity = Activity {
             store,
-            written_every: WRITTEN_EVERY.min(inactive_after / 10),
+            written_every: AtomicU64::default(),
+            changed: Notify::new(),
             seen: Arc::default(),
             read: Mutex::default(),
             steps: Mutex::default(),
-        }
+        };
+        activity.set_inactive_after(inactive_after);
+        activity
+    }
+
+    /// Says what the shortest `inactive_after` of all providers is: what is written is never older than a tenth of it, so
+    /// that a crash makes nobody inactive.
+    pub(super) fn set_inactive_after(&self, inactive_after: Duration) {
+        let millis = WRITTEN_EVERY.min(inactive_after / 10).as_millis();
+        let millis = u64::try_from(millis).expect("an hour at most");
+        self.written_every.store(millis.max(1), Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// How old what is written may be.
+    fn written_every(&self) -> Duration {
+        Duration::from_millis(self.written_every.load(Ordering::Relaxed))
     }
 
     /// Notes a counted read or an activity note.
@@ -77,7 +99,7 @@ impl Activity {
         let stale = {
             let mut users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             match find(&mut users, namespace, user) {
-                Some(seen) => seen.note(now, self.written_every),
+                Some(seen) => seen.note(now, self.written_every()),
                 None => {
                     let seen = Seen {
                         at: now,
@@ -159,7 +181,7 @@ impl Activity {
             let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
             read.insert(readable.grant.id);
         }
-        let every = NOTED_EVERY.min(self.written_every / 100);
+        let every = NOTED_EVERY.min(self.written_every() / 100);
         if counts && readable.noted.active(now, every) {
             let key = &readable.grant.key;
             self.note(&key.namespace, &key.user, now);
@@ -195,19 +217,25 @@ impl Activity {
         if !unwritten.is_empty() {
             write_notes(&self.store, &self.seen, unwritten).await?;
         }
+        let written_every = self.written_every();
         let mut users = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         users.retain(|_, users| {
             users.retain(|_, seen| {
-                now.since(seen.at) < self.written_every || seen.written_at != Some(seen.at)
+                now.since(seen.at) < written_every || seen.written_at != Some(seen.at)
             });
             !users.is_empty()
         });
         Ok(())
     }
 
-    /// Returns how often [`Activity::flush`] is wanted.
-    pub(super) fn flush_every(&self) -> Duration {
-        self.written_every
+    /// Returns when it is time for [`Activity::flush`], `at_most` after now.
+    pub(super) async fn flush_is_due(&self, at_most: Duration) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.written_every().min(at_most)) => return,
+                () = self.changed.notified() => {}
+            }
+        }
     }
 }
 

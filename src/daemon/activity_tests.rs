@@ -25,3 +25,27 @@ async fn a_note_that_the_store_refused_is_kept_and_written_again() {
     let seen = activity.seen.lock().unwrap().len();
     assert_eq!(seen, 0, "quiet for long, and written");
 }
+
+#[tokio::test]
+async fn how_often_activity_is_written_follows_the_configuration() {
+    let bench = Bench::start("").await;
+    bench.import("ann", json!({})).await;
+    let (store, now) = (&bench.shared().store, bench.clock.now());
+    let activity = Activity::new(store.clone(), Duration::from_secs(3 * 86_400));
+    let noted_is_written = async |at| {
+        activity.note("default", "ann", at);
+        // The note is written before this is.
+        tokio::task::yield_now().await;
+        store.note_activity(Vec::new()).await.unwrap();
+        store.last_activity("default", "ann").await == Ok(Some(at))
+    };
+    let second = Duration::from_secs(1);
+    assert!(noted_is_written(now).await);
+    assert!(!noted_is_written(now + 5 * second).await);
+    activity.set_inactive_after(20 * second);
+    assert!(noted_is_written(now + 5 * second).await);
+    assert!(!noted_is_written(now + 6 * second).await);
+    // It comes at once, and not in an hour.
+    activity.set_inactive_after(Duration::from_millis(20));
+    activity.flush_is_due(Duration::MAX).await;
+}

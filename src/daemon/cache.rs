@@ -20,7 +20,7 @@ const ENTRY_BYTES: usize = 960;
 
 /// Grants that were read lately.
 pub(super) struct Cache {
-    /// Its key is this process's own: nobody can choose names beforehand that share a hash.
+    /// Its key is this process's own. Names that share a hash would cost all but one of them their place, and no more.
     hasher: RandomState,
     shard_bytes: usize,
     shards: [Mutex<Shard>; SHARDS],

@@ -169,11 +169,6 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
     let (driver, inbox) = mpsc::unbounded_channel();
     let states = store.provider_states().await?;
     let providers = Providers::new(store.clone(), driver.clone(), states);
-    let shortest = config
-        .providers
-        .values()
-        .map(|provider| provider.policy.inactive_after)
-        .min();
     let nightly = config.maintenance.backup.as_ref();
     let running = clock.clone();
     let shared = Arc::new(Shared {
@@ -182,7 +177,7 @@ async fn start_with(config: Config, passed: Passed, clock: Clock) -> Result<Hand
         clock,
         providers,
         slots: Default::default(),
-        activity: Activity::new(store.clone(), shortest.unwrap_or(Duration::MAX)),
+        activity: Activity::new(store.clone(), Duration::MAX),
         cache: Cache::new(config.daemon.cache_bytes),
         metrics: Registry::new(scrape::reasons()),
         names: log::Names::new(config.daemon.log_users, store.clone()),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::driver::Event;
 use super::providers::Live;
@@ -103,6 +104,9 @@ pub(super) async fn apply(
     live: BTreeMap<String, Arc<Live>>,
 ) {
     shared.metrics.configure(live.keys());
+    let inactive_after = config.providers.values().map(|it| it.policy.inactive_after);
+    let shortest = inactive_after.min().unwrap_or(Duration::MAX);
+    shared.activity.set_inactive_after(shortest);
     for provider in shared.providers.configure(live).await {
         tracing::info!(%provider, reason = "the credentials have changed", "provider-resumed");
     }

@@ -91,13 +91,13 @@ pub(super) fn background(
 }
 
 async fn flush_activity(shared: Arc<Shared>) {
-    let mut pause = shared.activity.flush_every();
+    let mut at_most = Duration::MAX;
     loop {
-        tokio::time::sleep(pause).await;
-        pause = shared.activity.flush_every();
+        shared.activity.flush_is_due(at_most).await;
+        at_most = Duration::MAX;
         if let Err(error) = shared.activity.flush(shared.clock.now()).await {
             tracing::debug!(%error, "activity-not-written");
-            pause = pause.min(FLUSH_RETRY);
+            at_most = FLUSH_RETRY;
         }
     }
 }

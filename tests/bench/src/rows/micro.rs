@@ -94,7 +94,7 @@ fn micros(batch: usize, mut work: impl FnMut()) -> f64 {
 /// The worst read while the log is copied into the database, while a backup is made, and while a key is rotated.
 pub fn worst_reads(lab: &Lab) -> Result<Vec<Line>, Error> {
     let (site, setup, server) = with_stock(lab, "worst", lab.grants())?;
-    let nths = some(lab.grants(), lab.of(30_000, 200), 0);
+    let nths = some(lab.grants(), lab.of(60_000, 200), 0);
     make_due(&site, &nths)?;
     let freshd = site.start(lab, &setup)?;
     let requests = Requests::http(spread(lab.grants(), lab.of(5_000, 100)).map(stock::token_path));
@@ -108,8 +108,8 @@ pub fn worst_reads(lab: &Lab) -> Result<Vec<Line>, Error> {
         .detail("p99.9 ms", readings.micros(999) / 1000.0)
         .detail("reads/s", readings.per_second())
     };
-    let refreshing = while_(&site, &requests, || wait_for(&server, nths.len()))?;
     warm_up(&site, &requests)?;
+    let refreshing = while_(&site, &requests, || wait_for(&server, nths.len()))?;
     let quiet = while_(&site, &requests, || {
         std::thread::sleep(Duration::from_secs(lab.of(5, 1)));
         Ok(())

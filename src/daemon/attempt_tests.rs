@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use super::attempt::{Wanted, run};
 use super::keeper::Daemon;
 use super::steps_tests::{Bench, served};
@@ -72,4 +74,15 @@ async fn what_came_due_while_its_user_was_away_is_not_counted_as_late() {
         page.contains("freshd_lateness_seconds_bucket{provider=\"acme\",le=\"60\"} 1"),
         "{page}"
     );
+}
+
+#[tokio::test]
+async fn a_refresh_that_is_demanded_by_a_caller_who_does_not_wait_is_made() {
+    let bench = Bench::start("").await;
+    bench.import("ann", serde_json::json!({})).await;
+    let (grant, now) = (bench.grant("ann").await, bench.clock.now());
+    // Gone before the driver hears of it.
+    let ended = bench.shared().demand(&grant, now).now_or_never();
+    assert!(ended.is_none());
+    bench.until_presented(1).await;
 }

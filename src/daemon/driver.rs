@@ -70,9 +70,13 @@ pub(super) enum Event {
     Drain(oneshot::Sender<()>),
 }
 
+/// A demand counts for so long whether or not its caller waits.
+const WANTED_FOR: Duration = Duration::from_secs(1);
+
 /// A caller who waits for a newer token set than the one it has seen.
 pub(super) struct Waiter {
     pub(super) seen: u64,
+    pub(super) asked_at: UnixTime,
     /// Until when the caller waits.
     pub(super) patience: UnixTime,
     pub(super) answer: oneshot::Sender<Ended>,
@@ -220,9 +224,13 @@ impl Driver {
         self.running += 1;
         let (shared, events) = (self.shared.clone(), self.events.clone());
         let waiters = self.waiters.get(&id).map(Vec::as_slice).unwrap_or_default();
-        let waiting = waiters.iter().filter(|waiter| !waiter.answer.is_closed());
+        let now = self.shared.clock.now();
+        // Who demanded it may have gone while the provider's pace held it up. Who did so just now may not wait for it at
+        // all, and wants it nevertheless.
+        let waiting = waiters
+            .iter()
+            .filter(|waiter| !waiter.answer.is_closed() || now.since(waiter.asked_at) < WANTED_FOR);
         let seen = waiting.map(|waiter| waiter.seen).max();
-        // Who demanded it may have gone while the provider's pace held it up.
         let cause = if seen.is_some() { cause } else { Cause::Due };
         let wanted = attempt::Wanted { id, cause, seen };
         tokio::spawn(async move {

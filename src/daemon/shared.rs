@@ -178,6 +178,7 @@ impl Shared {
             id: grant.id,
             waiter: Waiter {
                 seen: grant.generation,
+                asked_at: self.clock.now(),
                 patience,
                 answer,
             },

@@ -192,7 +192,7 @@ impl Bench {
         panic!("waited in vain for {what}");
     }
 
-    async fn until_presented(&self, count: usize) {
+    pub(super) async fn until_presented(&self, count: usize) {
         let enough = async || (self.server.presented().len() >= count).then_some(());
         self.until(&format!("{count} requests"), enough).await;
         self.until("the end of all", async || {

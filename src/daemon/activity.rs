@@ -232,6 +232,7 @@ impl Activity {
     pub(super) async fn flush_is_due(&self, at_most: Duration) {
         loop {
             tokio::select! {
+                biased; // or the same seed would not be the same simulation
                 () = tokio::time::sleep(self.written_every().min(at_most)) => return,
                 () = self.changed.notified() => {}
             }

@@ -43,13 +43,13 @@ impl Daemon {
     pub(super) fn token_in_memory(&self, request: &TokenRequest) -> Option<Token> {
         let now = self.0.clock.now();
         let readable = self.0.in_memory(&request.key, now).ok()??;
-        if is_away(&readable.grant) || self.decide(request, &readable.grant, now) != Read::Serve {
+        let grant = &readable.grant;
+        if is_away(grant.standing) || self.decide(request, grant, now) != Read::Serve {
             return None;
         }
-        let token = Token::of(readable, now)?;
         let counts = request.counts_as_activity;
-        self.0.activity.note_read(token.readable(), counts, now);
-        Some(token)
+        self.0.activity.note_read(&readable, counts, now);
+        Token::of(readable, now)
     }
 
     /// Decides what a reader gets. If that is the token, its refresh begins behind their back where it is time for it.
@@ -86,10 +86,7 @@ impl Daemon {
         if superseded && grant.lives(now) {
             return Token::of(readable.clone(), now).ok_or_else(|| self.refusal(grant));
         }
-        let refreshable = matches!(
-            grant.standing,
-            Standing::Active | Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
-        );
+        let refreshable = grant.standing == Standing::Active || is_away(grant.standing);
         if !refreshable || !grant.has_refresh_token {
             return match Token::of(readable.clone(), now) {
                 Some(token) if grant.lives(now) => Ok(token),
@@ -108,7 +105,7 @@ impl Daemon {
         };
         let counts = request.counts_as_activity;
         self.0.activity.note_read(&readable, counts, now);
-        if !counts || !is_away(&readable.grant) {
+        if !counts || !is_away(readable.grant.standing) {
             return Ok((readable, now));
         }
         let woken = self.wake_behind(&readable.grant);
@@ -289,16 +286,10 @@ impl Daemon {
     async fn wake(&self, grant: &Grant) -> Result<(), Problem> {
         let (shared, key) = (self.0.clone(), grant.key.clone());
         detached(async move {
-            let absent = |standing| {
-                matches!(
-                    standing,
-                    Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
-                )
-            };
             changes::restand(
                 &shared,
                 &key,
-                absent,
+                is_away,
                 Standing::Active,
                 By::Reader,
                 None,
@@ -312,9 +303,9 @@ impl Daemon {
 }
 
 /// Whether it is paused for its user's absence, which a read ends.
-fn is_away(grant: &Grant) -> bool {
+fn is_away(standing: Standing) -> bool {
     matches!(
-        grant.standing,
+        standing,
         Standing::Paused(PauseReason::Inactive | PauseReason::Unused)
     )
 }

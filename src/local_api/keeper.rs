@@ -48,11 +48,6 @@ impl Token {
         is_whole.then_some(Token { readable, now })
     }
 
-    /// Returns what was read.
-    pub fn readable(&self) -> &Readable {
-        &self.readable
-    }
-
     /// Returns the grant that it is of.
     pub fn grant(&self) -> &Grant {
         &self.readable.grant

@@ -255,7 +255,7 @@ impl Store {
 
     async fn read<T: Send + 'static>(
         &self,
-        work: impl FnMut(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
+        work: impl FnOnce(&Session<'_>) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, StoreError> {
         answered(self.inner.readers.submit(For::Daemon, work)).await
     }

@@ -274,10 +274,9 @@ impl Work<'_> {
             tracing::error!(%error, "checkpoint-failed");
         }
         let told = self.watch_events();
-        let mut company = false;
         let mut state = State::default();
-        while let Some(mut group) = self.next(company) {
-            company = group.len() >= COMPANY;
+        while let Some(mut group) = self.next(state.company) {
+            state.company = group.len() >= COMPANY;
             let written = self.write(&mut group, &mut state);
             // A commit of nothing is no news of the disk.
             if written.is_err() || wrote.swap(false, Ordering::Relaxed) {
@@ -388,6 +387,8 @@ impl Work<'_> {
 /// What the last groups have shown.
 #[derive(Default)]
 struct State {
+    /// Many write at once.
+    company: bool,
     /// A commit failed.
     suspect: bool,
     /// An entry failed, and others may for the same reason.

@@ -234,13 +234,20 @@ impl Providers {
         };
         for state in self.lock().values_mut() {
             state.cool_down_until = state.cool_down_until.map(|at| ahead(at, RETRY_AFTER_CAP));
-            state.served_at = state.served_at.map(back);
             state.stopped_at = state.stopped_at.map(back);
             state.renew_before = state.renew_before.map(back);
             state.unreachable = state.unreachable.map(|it| Unreachable {
                 since: back(it.since),
                 probe_at: ahead(it.probe_at, PROBE_CAP),
             });
+        }
+    }
+
+    /// Forgets when providers served, by a clock that was set back: it is evidence against grants (I5), and by the new
+    /// clock it would be newer than it is.
+    pub(super) fn forget_served(&self) {
+        for state in self.lock().values_mut() {
+            state.served_at = None;
         }
     }
 

@@ -57,6 +57,7 @@ pub(super) fn look_at_start(shared: &Arc<Shared>) {
 fn set_back(shared: &Arc<Shared>, now: UnixTime, by: Duration) {
     shared.activity.set_back(now);
     shared.providers.set_back(now, by);
+    shared.providers.forget_served();
     shared.cache.clear();
     let shared = shared.clone();
     tokio::spawn(async move {

@@ -342,6 +342,23 @@ async fn a_clock_set_forward_and_back_again_loses_nothing() {
 }
 
 #[tokio::test]
+async fn when_a_provider_served_is_no_evidence_by_a_clock_that_was_set_back_since() {
+    let bench = Bench::start("").await;
+    let served_at = || bench.shared().providers.newest_served_at();
+    bench.import("ann", json!({})).await;
+    bench.clock.pass(HOUR);
+    bench.until_presented(1).await;
+    assert!(served_at().is_some());
+    bench.clock.pass(5 * HOUR / 6);
+    bench.set_back(HOUR / 2);
+    let forgotten = async || served_at().is_none().then_some(());
+    bench.until("the step", forgotten).await;
+    bench.clock.pass(HOUR);
+    bench.until_presented(2).await;
+    assert!(served_at().is_some(), "until it serves again");
+}
+
+#[tokio::test]
 async fn a_clock_set_back_while_no_freshd_ran_is_noticed_at_the_start() {
     let mut bench = Bench::start("").await;
     bench.import("ann", json!({})).await;

@@ -189,12 +189,12 @@ fn serve(
     let there = sim.random(|rng| rng.millis(10, longest / 2));
     let there = there.min(provider.deadline);
     let back = sim.random(|rng| rng.millis(10, longest / 2));
-    let server = world();
+    let (server, left_at) = (world(), sim.now());
     let nothing_left = |grant: &Grant| grant.expires_at().is_none_or(|at| at <= server.wall());
     let nothing_left = grant.as_ref().is_none_or(nothing_left);
     sim.spawn(WORLD, async move {
         server.sim.sleep(there).await;
-        let verdict = server.present(provider.name, &token, nothing_left);
+        let verdict = server.present(provider.name, &token, left_at, nothing_left);
         server.sim.sleep(back).await;
         if lost && server.sim.chance(0.5) {
             server.sim.sleep(Duration::from_secs(600)).await;

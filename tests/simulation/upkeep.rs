@@ -64,6 +64,12 @@ fn put_in_place(world: &World, copy: Copy) {
 }
 
 async fn release(world: &Rc<World>) {
+    for provider in &world.providers {
+        // The copy may be from when an admin had paused it.
+        while !resumed(world, provider.name).await {
+            world.sim.sleep(Duration::from_secs(30)).await;
+        }
+    }
     for key in world.keys_of_grants() {
         let waits = |standing| standing == Some(Standing::Paused(PauseReason::Restored));
         while waits(world.standing(&key)) {
@@ -77,6 +83,11 @@ async fn release(world: &Rc<World>) {
             world.sim.sleep(Duration::from_secs(5)).await;
         }
     }
+}
+
+async fn resumed(world: &World, provider: &'static str) -> bool {
+    let asked = world.ask(|daemon| async move { daemon.resume_provider(provider).await });
+    asked.await.is_some()
 }
 
 /// An admin rotates the key; a life of the daemon that ends meanwhile leaves the rest of that to the next one.

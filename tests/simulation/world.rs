@@ -211,12 +211,18 @@ impl World {
         self.witness.borrow_mut().outcome(token, outcome, now);
     }
 
-    /// A refresh token reaches its server.
-    pub fn present(&self, provider: &str, token: &RefreshToken, nothing_left: bool) -> Verdict {
+    /// A refresh token that left at `left_at` reaches its server. That a grace ends on the way is nobody's fault.
+    pub fn present(
+        &self,
+        provider: &str,
+        token: &RefreshToken,
+        left_at: u64,
+        nothing_left: bool,
+    ) -> Verdict {
         let (now, replaces) = (self.sim.now(), self.sim.chance(0.2));
         let mut servers = self.servers.borrow_mut();
         let server = servers.get_mut(provider).expect("a server");
-        if server.is_superseded(token.expose(), now) {
+        if server.is_superseded(token.expose(), left_at) {
             self.witness
                 .borrow_mut()
                 .replay(token, nothing_left, server.class);

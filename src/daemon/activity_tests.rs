@@ -10,16 +10,15 @@ async fn a_note_that_the_store_refused_is_kept_and_written_again() {
     bench.import("ann", json!({})).await;
     let (store, now) = (&bench.shared().store, bench.clock.now());
     let activity = Activity::new(store.clone(), Duration::from_secs(30));
-    store.fail_nth_write(1);
+    store.refuse_writes(true);
     activity.note("default", "ann", now);
-    while store.write_failure_is_pending() {
-        tokio::task::yield_now().await;
-    }
-    let last = || store.last_activity("default", "ann");
-    assert_eq!(last().await, Ok(None));
-    store.fail_nth_write(1);
+    // The note is refused before the flush is.
+    tokio::task::yield_now().await;
     let later = now + Duration::from_secs(60);
     assert_eq!(activity.flush(later).await, Err(StoreError::Unavailable));
+    store.refuse_writes(false);
+    let last = || store.last_activity("default", "ann");
+    assert_eq!(last().await, Ok(None));
     assert_eq!(activity.flush(later).await, Ok(()));
     assert_eq!(last().await, Ok(Some(now)));
     let seen = activity.seen.lock().unwrap().len();

@@ -193,6 +193,10 @@ impl Attempt {
                 let rests = self.shared.store.set_due(grant.id, grant.generation, None);
                 self.wrote(applied(rests.await?)).await
             }
+            // A verdict that the disk refused: nothing else would write it.
+            Step::Rest if self.shared.owed.is_owed(grant.id) => {
+                Ok((self.again_later(), Ended::NoToken))
+            }
             Step::Rest => {
                 let rests = Written {
                     due: None,

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use super::attempt::{Wanted, run};
 use super::keeper::Daemon;
 use super::steps_tests::{Bench, served};
+use super::view;
 use crate::local_api::keeper::Keeper;
 use crate::refresh::attempt::Cause;
 use crate::refresh::grant::Standing;
@@ -28,12 +29,46 @@ async fn a_grant_whose_provider_is_gone_for_a_moment_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_verdict_that_the_disk_refused_is_written_once_it_takes_writes_again() {
+    let bench = Bench::start("").await;
+    bench.import("ann", serde_json::json!({})).await;
+    let store = bench.shared().store.clone();
+    bench.server.answer_with({
+        let store = store.clone();
+        move |_| {
+            store.refuse_writes(true);
+            (400, serde_json::json!({"error": "invalid_grant"}))
+        }
+    });
+    bench.clock.pass(Duration::from_secs(3600));
+    bench.until_presented(1).await;
+    for _ in 0..3 {
+        bench.clock.pass(Duration::from_secs(6));
+        let looked_at = async || {
+            let look = view::look(bench.shared()).await.unwrap();
+            let waits = look.next_due_at.is_none_or(|at| at > bench.clock.now());
+            (look.in_flight == 0 && waits).then_some(())
+        };
+        bench.until("the next try to fail", looked_at).await;
+    }
+    assert_eq!(bench.grant("ann").await.standing, Standing::Active);
+    store.refuse_writes(false);
+    bench.clock.pass(Duration::from_secs(6));
+    let written = async || {
+        let standing = bench.grant("ann").await.standing;
+        matches!(standing, Standing::NeedsAuthorization(_)).then_some(())
+    };
+    bench.until("the verdict", written).await;
+    assert_eq!(bench.server.presented().len(), 1);
+}
+
+#[tokio::test]
 async fn a_set_that_was_held_across_a_reload_is_due_by_the_new_margin() {
     let bench = Bench::start("").await;
     let shared = bench.shared().clone();
     let store = shared.store.clone();
     bench.server.answer_with(move |_| {
-        store.fail_nth_write(1);
+        store.refuse_writes(true);
         served(3600)
     });
     bench
@@ -41,6 +76,7 @@ async fn a_set_that_was_held_across_a_reload_is_due_by_the_new_margin() {
         .await;
     let held = async || (shared.held.len() == 1).then_some(());
     bench.until("the set to be held", held).await;
+    shared.store.refuse_writes(false);
     bench.reload("\"1m\"", "\"10m\"").await;
     let follows = async || {
         let grant = bench.grant("ann").await;

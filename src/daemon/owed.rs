@@ -16,6 +16,11 @@ use crate::store::{Cas, Failure, StoreError};
 pub(super) struct Owed(Mutex<BTreeMap<GrantId, (u64, Failure)>>);
 
 impl Owed {
+    /// Returns whether a failure of this grant is still to be written.
+    pub(super) fn is_owed(&self, id: GrantId) -> bool {
+        lock(&self.0).contains_key(&id)
+    }
+
     /// Forgets what is owed of a grant that is gone.
     pub(super) fn forget(&self, id: GrantId) {
         lock(&self.0).remove(&id);

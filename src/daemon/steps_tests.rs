@@ -65,7 +65,7 @@ impl Server {
         *self.script.lock().unwrap() = Box::new(script);
     }
 
-    fn presented(&self) -> MutexGuard<'_, Vec<String>> {
+    pub(super) fn presented(&self) -> MutexGuard<'_, Vec<String>> {
         self.presented.lock().unwrap()
     }
 }

@@ -83,14 +83,10 @@ impl Faults {
 
 /// For tests of what stands on a store.
 impl Store {
-    /// Lets the `nth` write or commit from now on fail once.
-    pub(crate) fn fail_nth_write(&self, nth: i64) {
-        self.inner.disk.faults.fail_nth(nth);
-    }
-
-    /// Returns whether that is still to come.
-    pub(crate) fn write_failure_is_pending(&self) -> bool {
-        self.inner.disk.faults.is_pending()
+    /// Lets the disk refuse all writes from now on, or take them again.
+    pub(crate) fn refuse_writes(&self, refuse: bool) {
+        let (nth, times) = if refuse { (1, i64::MAX) } else { (0, 1) };
+        self.inner.disk.faults.fail_from(nth, times);
     }
 }
 

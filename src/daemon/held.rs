@@ -116,6 +116,8 @@ pub(super) async fn take_up(shared: &Arc<Shared>) -> Result<(), StoreError> {
         };
         let shared = shared.clone();
         if let Ok(committed) = shared.store.commit_tokens(set.clone()).await {
+            // The clock may have been set back since it came.
+            let committed = steps::restamped(&shared, committed).await;
             finish(&shared, grant, committed).await;
             continue;
         }

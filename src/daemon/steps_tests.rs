@@ -378,6 +378,28 @@ async fn a_clock_set_back_while_no_freshd_ran_is_noticed_at_the_start() {
 }
 
 #[tokio::test]
+async fn a_spilled_set_is_restamped_at_a_start_with_an_earlier_clock() {
+    let mut bench = Bench::start("").await;
+    bench.import("ann", json!({})).await;
+    let store = bench.shared().store.clone();
+    bench.server.answer_with(move |_| {
+        store.refuse_writes(true);
+        served(3600)
+    });
+    bench.clock.pass(HOUR);
+    let held = async || (bench.shared().held.len() == 1).then_some(());
+    bench.until("the set to be held", held).await;
+    bench.stop().await;
+    bench.server.answer_with(|_| served(3600));
+    bench.set_back(HOUR / 2);
+    bench.start_again().await;
+    let grant = bench.grant("ann").await;
+    assert_eq!(grant.generation, 2, "it was in the spill file");
+    let left = grant.expires_at().unwrap().since(bench.clock.now());
+    assert!(left <= HOUR, "not {left:?}");
+}
+
+#[tokio::test]
 async fn grants_that_were_never_refreshed_are_restamped_at_a_start_with_an_earlier_clock() {
     let mut bench = Bench::start("").await;
     bench.import("ann", json!({})).await;

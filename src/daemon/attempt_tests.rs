@@ -1,6 +1,7 @@
 //! Attempts whose provider changes under them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -60,6 +61,30 @@ async fn a_verdict_that_the_disk_refused_is_written_once_it_takes_writes_again()
     };
     bench.until("the verdict", written).await;
     assert_eq!(bench.server.presented().len(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_that_the_disk_refused_is_not_written_over_the_next_one() {
+    let bench = Bench::start("").await;
+    bench.import("ann", serde_json::json!({})).await;
+    let store = bench.shared().store.clone();
+    bench.server.answer_with({
+        let (store, asked) = (store.clone(), AtomicU64::new(0));
+        move |_| {
+            let first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+            store.refuse_writes(first);
+            (500, serde_json::Value::Null)
+        }
+    });
+    bench.clock.pass(Duration::from_secs(3600));
+    bench.until_presented(1).await;
+    let mut failures = Vec::new();
+    for times in 2..5 {
+        bench.clock.pass(Duration::from_secs(3600));
+        bench.until_presented(times).await;
+        failures.push(bench.grant("ann").await.failures);
+    }
+    assert_eq!(failures, [2, 3, 4]);
 }
 
 #[tokio::test]

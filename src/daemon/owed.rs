@@ -40,8 +40,12 @@ pub(super) async fn record(
     let (id, generation) = (grant.id, grant.generation);
     let recorded = shared.store.record_failure(id, generation, failure.clone());
     let recorded = recorded.await;
-    if recorded.is_err() {
-        lock(&shared.owed.0).insert(id, (generation, failure));
+    match recorded {
+        // An older one that is still owed must not be written over it.
+        Ok(_) => shared.owed.forget(id),
+        Err(_) => {
+            lock(&shared.owed.0).insert(id, (generation, failure));
+        }
     }
     recorded
 }

@@ -51,6 +51,8 @@ pub(super) async fn run(shared: Arc<Shared>, provider: String, wanted: Wanted) -
         wanted,
     };
     match attempt.run().await {
+        // What the disk refused is written as soon as it takes writes, whenever its grant is due.
+        Ok((_, ended)) if attempt.shared.owed.is_owed(wanted.id) => (attempt.again_later(), ended),
         Ok(done) => done,
         Err(error) => {
             // The store itself tells when it begins to refuse, once.
@@ -192,10 +194,6 @@ impl Attempt {
             Step::Rest if self.wanted.cause == Cause::Due && grant.due_at.is_some() => {
                 let rests = self.shared.store.set_due(grant.id, grant.generation, None);
                 self.wrote(applied(rests.await?)).await
-            }
-            // A verdict that the disk refused: nothing else would write it.
-            Step::Rest if self.shared.owed.is_owed(grant.id) => {
-                Ok((self.again_later(), Ended::NoToken))
             }
             Step::Rest => {
                 let rests = Written {

@@ -64,7 +64,9 @@ impl Grant {
         }
         if cause == Cause::Due && !self.replay_is_urgent(now, policy) {
             let waits = if rests {
+                let backoff_ends_at = self.due_at.filter(|_| self.failures > 0);
                 self.keep_alive_at(policy)
+                    .map(|at| backoff_ends_at.map_or(at, |end| end.max(at)))
             } else {
                 self.due_at
             };

@@ -161,6 +161,23 @@ fn without_a_refresh_token_it_needs_authorization_when_its_token_ends_and_not_be
 }
 
 #[test]
+fn a_keep_alive_that_failed_waits_for_its_backoff_whenever_it_is_looked_at() {
+    let mut grant = due_grant();
+    let at = grant.keep_alive_at(&policy()).unwrap();
+    let retry_at = at + secs(600);
+    (grant.failures, grant.due_at) = (3, Some(retry_at));
+    for (standing, policy) in [
+        (Standing::Paused(PauseReason::Inactive), policy()),
+        (Standing::Active, on_demand()),
+    ] {
+        grant.standing = standing;
+        let step = |now| grant.step(Cause::Due, None, now, &policy);
+        assert_eq!(step(at + secs(5)), Step::Wait(retry_at));
+        assert_eq!(step(retry_at), Step::Refresh);
+    }
+}
+
+#[test]
 fn attempts_keep_the_floor_even_on_demand() {
     let mut grant = due_grant();
     grant.attempted_at = Some(NOW - Duration::from_millis(200));

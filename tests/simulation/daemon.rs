@@ -301,9 +301,11 @@ impl Daemon {
         self.providers_changed();
     }
 
-    pub async fn resume_provider(&self, provider: &str) {
-        let _ = self.shared.providers.resume(provider).await;
+    /// Returns whether the disk took it: without that, it is forgotten at a restart.
+    pub async fn resume_provider(&self, provider: &str) -> bool {
+        let resumed = self.shared.providers.resume(provider).await;
         self.providers_changed();
+        resumed.is_ok()
     }
 
     fn providers_changed(&self) {

@@ -106,10 +106,11 @@ pub async fn admin(world: Rc<World>) {
         loop {
             let resumed = key.clone();
             let done = world.ask(|daemon| async move {
-                daemon.resume_provider(provider).await;
+                let done = daemon.resume_provider(provider).await;
                 daemon.resume(&resumed).await;
+                done
             });
-            let done = done.await.is_some();
+            let done = done.await == Some(true);
             let paused = Standing::Paused(PauseReason::Admin);
             let row = world
                 .durable

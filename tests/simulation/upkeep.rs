@@ -87,7 +87,7 @@ async fn release(world: &Rc<World>) {
 
 async fn resumed(world: &World, provider: &'static str) -> bool {
     let asked = world.ask(|daemon| async move { daemon.resume_provider(provider).await });
-    asked.await.is_some()
+    asked.await == Some(true)
 }
 
 /// An admin rotates the key; a life of the daemon that ends meanwhile leaves the rest of that to the next one.

@@ -356,9 +356,10 @@ impl Witness {
         }
     }
 
-    /// The server was shown a superseded refresh token outside its grace.
+    /// The server was shown a superseded refresh token outside its grace. Of one that came back with a copy, nobody here
+    /// could know that.
     pub fn replay(&mut self, token: &RefreshToken, nothing_left: bool, class: Class) {
-        if !nothing_left {
+        if !nothing_left && !self.restored.contains(token.expose()) {
             self.broken(format!(
                 "{}, superseded, is presented while its access token lives ({class:?})",
                 token.expose()

@@ -360,46 +360,30 @@ fn take_in(session: &Session<'_>, import: &Import) -> Result<Imported, Trouble> 
 }
 
 fn create(session: &Session<'_>, import: &Import) -> Result<Grant, Trouble> {
-    let key = &import.key;
-    // The row's number is part of what the tokens are bound to, so the row comes first.
-    session.write(
-        "INSERT INTO grants (namespace, user, provider, account, version, generation, standing,
-            reason, standing_since, token_type, obtained_at, imported_at, failures,
-            unused_refreshes, key_id)
-         VALUES (?1, ?2, ?3, ?4, 0, 0, ?5, ?6, ?7, '', 0, 0, 0, 0, 0)",
-        params![
-            key.namespace,
-            key.user,
-            key.provider,
-            key.account,
-            import.standing.name(),
-            import.standing.reason(),
-            import.at.as_millis(),
-        ],
-    )?;
-    let id = GrantId(session.conn.last_insert_rowid());
-    let now = put_import(session, id, 1, import, Event::Imported)?;
+    // The row's number is part of what the tokens are bound to.
+    let id = rows::next_id(session)?;
+    let now = put_import(session, id, 1, import, Remembered::default())?;
     events::tell_of_import(session, None, &now)?;
     Ok(now)
 }
 
 fn replace(session: &Session<'_>, grant: &Grant, import: &Import) -> Result<Grant, Trouble> {
     session.write("DELETE FROM marks WHERE grant_id = ?1", [grant.id.0])?;
-    let generation = grant.generation + 1;
-    let now = put_import(session, grant.id, generation, import, Event::Replaced)?;
+    let (generation, remembered) = (grant.generation + 1, Remembered::of(session, grant.id)?);
+    let now = put_import(session, grant.id, generation, import, remembered)?;
     events::tell_of_import(session, Some(grant.standing), &now)?;
     Ok(now)
 }
 
+/// Writes the row of an import, or writes over it.
 fn put_import(
     session: &Session<'_>,
     id: GrantId,
     generation: u64,
     import: &Import,
-    event: Event,
+    mut remembered: Remembered,
 ) -> Result<Grant, Trouble> {
-    let tokens = &import.tokens;
-    let mut remembered = Remembered::of(session, id)?;
+    let (key, tokens) = (&import.key, &import.tokens);
     if let Some(token) = &tokens.refresh_token {
         remembered.add(session, token);
     }
@@ -408,18 +392,27 @@ fn put_import(
         access_token,
         refresh_token,
         expires_at,
-    } = rows::seal(session, id, &import.key, generation, tokens);
+    } = rows::seal(session, id, key, generation, tokens);
     session.write(
-        "UPDATE grants SET version = version + 1, generation = ?2,
-            standing_since = iif(standing = ?3 AND reason = ?4, standing_since, ?5),
-            standing = ?3, reason = ?4, token_type = ?6, obtained_at = ?7, expires_at = ?8,
-            scope = ?9, due_at = ?10, imported_at = ?5, refreshed_at = NULL, attempted_at = NULL,
-            failures = 0, last_failure = NULL, unused_refreshes = 0, key_id = ?11,
-            access_token = ?12, refresh_token = ?13, refresh_tokens = ?14, refused_since = NULL,
-            refresh_token_expires_at = ?15, refresh_token_warn_at = ?16
-         WHERE id = ?1",
+        "INSERT INTO grants (id, namespace, user, provider, account, version, generation, standing,
+            reason, standing_since, token_type, obtained_at, expires_at, scope, due_at,
+            imported_at, failures, unused_refreshes, key_id, access_token, refresh_token,
+            refresh_tokens, refresh_token_expires_at, refresh_token_warn_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?9, 0, 0, ?15,
+            ?16, ?17, ?18, ?19, ?20)
+         ON CONFLICT (id) DO UPDATE SET version = version + 1, generation = ?6,
+            standing_since = iif(standing = ?7 AND reason = ?8, standing_since, ?9),
+            standing = ?7, reason = ?8, token_type = ?10, obtained_at = ?11, expires_at = ?12,
+            scope = ?13, due_at = ?14, imported_at = ?9, refreshed_at = NULL, attempted_at = NULL,
+            failures = 0, last_failure = NULL, unused_refreshes = 0, key_id = ?15,
+            access_token = ?16, refresh_token = ?17, refresh_tokens = ?18, refused_since = NULL,
+            refresh_token_expires_at = ?19, refresh_token_warn_at = ?20",
         params![
             id.0,
+            key.namespace,
+            key.user,
+            key.provider,
+            key.account,
             generation as i64,
             import.standing.name(),
             import.standing.reason(),
@@ -437,12 +430,14 @@ fn put_import(
             millis(tokens.refresh_token_end.and_then(|end| end.warn_at)),
         ],
     )?;
+    let event = if generation == 1 {
+        Event::Imported
+    } else {
+        Event::Replaced
+    };
     let imported = Entry {
         detail: import.standing.reason().to_owned(),
-        received: tokens
-            .refresh_token
-            .as_ref()
-            .map(|token| fingerprints::shown(session, token)),
+        received: tokens.refresh_token.as_ref().and(remembered.newest()),
         ..Entry::new(event, import.at, generation)
     };
     history::tell(session, id, &imported)?;

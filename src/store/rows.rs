@@ -84,6 +84,13 @@ pub(super) fn by_id(session: &Session<'_>, id: GrantId) -> Result<Option<Grant>,
     session.first(select_grant!("WHERE g.id = ?1"), [id.0], grant)
 }
 
+/// Returns the number of the next grant: none is used twice.
+pub(super) fn next_id(session: &Session<'_>) -> Result<GrantId, Trouble> {
+    let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'grants'";
+    let last = session.first(sql, [], |row| row.get(0))?;
+    Ok(GrantId(last.unwrap_or(0) + 1))
+}
+
 pub(super) fn last_activity(
     session: &Session<'_>,
     namespace: &str,

@@ -84,11 +84,14 @@ pub(super) fn by_id(session: &Session<'_>, id: GrantId) -> Result<Option<Grant>,
     session.first(select_grant!("WHERE g.id = ?1"), [id.0], grant)
 }
 
-/// Returns the number of the next grant: none is used twice.
+/// Returns the number of the next grant: none is used twice, whatever somebody wrote into SQLite's own counter.
 pub(super) fn next_id(session: &Session<'_>) -> Result<GrantId, Trouble> {
-    let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'grants'";
-    let last = session.first(sql, [], |row| row.get(0))?;
-    Ok(GrantId(last.unwrap_or(0) + 1))
+    let sql = "SELECT 1 + max(
+        coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'grants'), 0),
+        coalesce((SELECT max(id) FROM grants), 0))";
+    let next = session.first(sql, [], |row| row.get(0))?;
+    let none = || Trouble::Sqlite(rusqlite::Error::QueryReturnedNoRows);
+    next.map(GrantId).ok_or_else(none)
 }
 
 pub(super) fn last_activity(

@@ -5,6 +5,18 @@ use crate::refresh::pacing::Unreachable;
 const ADMIN: Standing = Standing::Paused(PauseReason::Admin);
 
 #[tokio::test]
+async fn a_new_grant_never_takes_another_ones_row_or_a_deleted_ones_number() {
+    let bench = Bench::new();
+    let anna = bench.import("anna").await;
+    bench.edit("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'grants'");
+    let bea = bench.import("bea").await;
+    assert!(bea.id > anna.id);
+    assert_eq!(bench.store.grant(&anna.key).await, Ok(Some(anna)));
+    bench.store.delete(&bea.key, at(1), false).await.unwrap();
+    assert!(bench.import("cleo").await.id > bea.id);
+}
+
+#[tokio::test]
 async fn an_import_is_stored_whole_and_survives_a_restart() {
     let bench = Bench::new();
     let grant = bench.import("anna").await;

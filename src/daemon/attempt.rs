@@ -378,6 +378,7 @@ impl Attempt {
     /// Commits a token set. If the disk refuses it, the callers are answered with the held one meanwhile (I2).
     async fn commit(&self, grant: &Grant, tokens: Arc<TokenSet>, due_at: Option<UnixTime>) -> Done {
         let shared = &self.shared;
+        shared.owed.forget(grant.id); // of before: it goes well again
         let unused_refreshes = if shared.activity.take_read(grant.id) {
             0
         } else {

@@ -83,8 +83,8 @@ impl Host {
             users: USERS,
         };
         let flooder = self.play(FLOODER, gid.unwrap_or(FLOODER), &flood);
-        // Into the flood, not before it.
-        self.freshd.wait_for_log("over-quota").await;
+        // Into the flood when all of it is there, and not before.
+        self.freshd.wait_for_log("max-connections").await;
         let readers = [(READS, false), (CONNECTIONS, true)].map(|(reads, reconnect)| {
             let role = Role::Read {
                 socket: socket.clone(),

@@ -102,7 +102,7 @@ struct Attempt {
 impl Attempt {
     async fn run(&self) -> Result<Done, StoreError> {
         let Some(grant) = self.shared.store.grant_by_id(self.wanted.id).await? else {
-            return Ok((gone(self.wanted.id), Ended::NoToken));
+            return Ok(self.gone());
         };
         // Held until the outcome is on disk (I1, I2).
         let _slot = self.shared.slots.acquire(&grant.key).await;
@@ -111,8 +111,7 @@ impl Attempt {
         let (namespace, user) = (&grant.key.namespace, &grant.key.user);
         let seen_before = self.shared.activity.in_memory(namespace, user);
         let Some(attemptable) = store.attemptable(self.wanted.id, now).await? else {
-            self.shared.owed.forget(self.wanted.id);
-            return Ok((gone(self.wanted.id), Ended::NoToken));
+            return Ok(self.gone());
         };
         let Attemptable {
             mut grant,
@@ -475,6 +474,12 @@ impl Attempt {
         };
         self.shared.cache.forget(&grant.key);
         Ok(written(&grant))
+    }
+
+    /// Nothing is owed of a grant that is gone, and nobody waits for it.
+    fn gone(&self) -> Done {
+        self.shared.owed.forget(self.wanted.id);
+        (gone(self.wanted.id), Ended::NoToken)
     }
 
     /// What the schedule is told when the store could not be asked.

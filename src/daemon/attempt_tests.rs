@@ -1,4 +1,4 @@
-//! Attempts whose provider changes under them.
+//! Attempts whose provider changes under them, whose outcome the disk refuses, or whose caller is gone.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

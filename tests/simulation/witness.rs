@@ -281,6 +281,10 @@ impl Witness {
             ));
         }
         self.stats.committed += 1;
+        // What it brought is known from now on.
+        if let Some(presented) = &presented {
+            self.restored.remove(presented);
+        }
         if let Some(fate) = presented.and_then(|token| self.fates.remove(&token))
             && fate.open > 1
         {

@@ -222,15 +222,12 @@ async fn what_was_sent_before_the_stop_is_answered_and_who_sends_later_knows_tha
         let mut client = site.connect().await;
         assert_eq!(client.ask(TOKEN).await.status, 200);
         let request = format!("{TOKEN} HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
-        // The server runs on this thread, and sees neither before both are done.
+        // What serves the connection runs on this thread, and sees neither before both are done.
         let sent = client.stream.try_write(request.as_bytes()).unwrap();
         assert_eq!(sent, request.len());
         site.stop.send(()).unwrap();
-        let reply = client.reply().await.expect("an answer");
-        assert_eq!(
-            (reply.status, &*reply.headers["connection"]),
-            (200, "close")
-        );
+        // Only if it is answered after the last connection was taken, on another thread, it says that it is the last.
+        assert_eq!(client.reply().await.expect("an answer").status, 200);
         site.server.await.unwrap().unwrap();
         let later = client.stream.try_write(request.as_bytes()).unwrap_err();
         assert_eq!(later.kind(), std::io::ErrorKind::BrokenPipe);

@@ -8,7 +8,8 @@
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use foldhash::quality::RandomState;
+use foldhash::SharedSeed;
+use foldhash::quality::SeedableRandomState;
 use indexmap::IndexMap;
 
 use crate::refresh::grant::GrantKey;
@@ -21,7 +22,7 @@ const ENTRY_BYTES: usize = 960;
 /// Grants that were read lately.
 pub(super) struct Cache {
     /// Its key is this process's own. Names that share a hash would cost all but one of them their place, and no more.
-    hasher: RandomState,
+    hasher: SeedableRandomState,
     shard_bytes: usize,
     shards: [Mutex<Shard>; SHARDS],
 }
@@ -68,8 +69,10 @@ pub(super) struct Epoch(u64);
 impl Cache {
     /// Makes a cache of at most `bytes`; 0 keeps nothing.
     pub(super) fn new(bytes: usize) -> Self {
+        // There is one cache for as long as the process lives. Its key is drawn where all chance comes from.
+        let seed = Box::leak(Box::new(SharedSeed::from_u64(rand::random())));
         Cache {
-            hasher: RandomState::default(),
+            hasher: SeedableRandomState::with_seed(rand::random(), seed),
             shard_bytes: bytes / SHARDS,
             shards: std::array::from_fn(|_| Mutex::default()),
         }

@@ -64,7 +64,7 @@ const REMEMBERED: usize = 12;
 pub struct Server {
     pub class: Class,
     pub idle_lifetime: Option<Duration>,
-    /// When it last gave out a token.
+    /// When it last gave out a token; by so much later as the clock was set back unseen.
     pub served_at: u64,
     /// The number of its first family, so that no two servers give out the same token.
     first: usize,

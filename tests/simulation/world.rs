@@ -327,10 +327,18 @@ impl World {
         self.witness.borrow_mut().stepped_at = now;
         self.trouble("", "clock", true);
         let world = self.clone();
+        let life = self.lives.get();
         self.sim.spawn(WORLD, async move {
             let wait = world.sim.random(|rng| rng.secs(0, 15));
             world.sim.sleep(wait).await;
-            if let Some(daemon) = &*world.daemon.borrow() {
+            let up = world.daemon.borrow().clone();
+            if up.as_ref().is_none_or(|daemon| daemon.life != life) && by < 0 {
+                // Nobody can know how long ago anything was.
+                for server in world.servers.borrow_mut().values_mut() {
+                    server.served_at = (server.served_at + by.unsigned_abs()).min(world.sim.now());
+                }
+            }
+            if let Some(daemon) = up {
                 daemon.look();
             }
             world.trouble("", "clock", false);

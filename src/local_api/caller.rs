@@ -28,7 +28,7 @@ use super::request::{self, NAMESPACE_HEADER, Names};
 use super::routes;
 use super::rules::{Denied, Rule, Rules, SocketKind};
 use super::server::Server;
-use super::shortcut::{Answer, Ask};
+use super::shortcut::{Ask, Begun};
 use super::token_body::TokenBody;
 use super::types::Problem;
 use super::unread::{Lent, Unread};
@@ -39,9 +39,6 @@ const PENALTY: Duration = Duration::from_secs(1);
 
 type Response<B = Either<Full<Bytes>, Body>> = hyper::Response<B>;
 
-/// A token's answer on its way.
-type Begun = Pin<Box<dyn Future<Output = Result<TokenBody, Problem>> + Send>>;
-
 /// The peer of one connection, and what the rules said about it when last asked.
 pub(super) struct Caller<K> {
     server: Arc<Server<K>>,
@@ -50,8 +47,8 @@ pub(super) struct Caller<K> {
     matched: Mutex<Option<Matched>>,
     /// Dropped with the first request.
     newcomer: Mutex<Option<mpsc::Sender<Infallible>>>,
-    /// What was begun before hyper saw the request that it is the answer to.
-    begun: Mutex<Option<Begun>>,
+    /// Why a request was refused before hyper saw it.
+    refused: Mutex<Option<Problem>>,
 }
 
 struct Matched {
@@ -86,36 +83,60 @@ impl<K: Keeper> Caller<K> {
             progress: Arc::default(),
             matched: Mutex::default(),
             newcomer: Mutex::new(Some(newcomer)),
-            begun: Mutex::default(),
+            refused: Mutex::default(),
         }
     }
 
-    /// Begins to answer a request for a token. Returns the answer if it is there at once; else [`Caller::answer`] goes on
-    /// with it.
-    pub(super) fn begin(self: &Arc<Self>, ask: Ask<'_>) -> Option<Answer> {
+    /// Begins to answer a request for a token. What is refused, [`Caller::answer`] tells.
+    pub(super) fn begin(self: &Arc<Self>, ask: Ask<'_>) -> Begun {
         drop(lock(&self.newcomer).take());
         let caller = Arc::clone(self);
         let admission = self.matched(|matched| match matched.turn() {
             Ok(Turn::Now) => Ok(self.admission(matched)),
             turn => Err(turn),
         });
-        let begun: Begun = match admission.map(|it| self.ask_for_token(it, ask.target)) {
+        match admission.map(|it| self.ask_for_token(it, ask.target)) {
             Ok(Ok(mut asked)) => match asked.in_memory(&*self.server.keeper) {
-                Some(body) => return Some(body.into_answer(ask.is_last)),
-                None => Box::pin(async move { asked.answer(&*caller.server.keeper).await }),
+                Some(body) => Begun::Here(body),
+                None => self.later(async move { asked.answer(&*caller.server.keeper).await }),
             },
-            Ok(Err(problem)) => Box::pin(std::future::ready(Err(problem))),
+            Ok(Err(problem)) => {
+                *lock(&self.refused) = Some(problem);
+                Begun::Refused
+            }
             Err(turn) => {
                 let target = ask.target.to_owned();
-                Box::pin(async move {
+                self.later(async move {
                     come(turn).await?;
                     let asked = caller.ask_for_token(caller.admitted(), &target)?;
                     asked.answer(&*caller.server.keeper).await
                 })
             }
-        };
-        *lock(&self.begun) = Some(begun);
-        None
+        }
+    }
+
+    /// Answers as soon as `answer` is there.
+    fn later(
+        self: &Arc<Self>,
+        answer: impl Future<Output = Result<TokenBody, Problem>> + Send + 'static,
+    ) -> Begun {
+        let caller = Arc::clone(self);
+        Begun::Later(Box::pin(async move {
+            let answer = caller.in_time(answer).await;
+            answer
+                .map_err(|problem| *lock(&caller.refused) = Some(problem))
+                .ok()
+        }))
+    }
+
+    /// Gives an answer up that takes too long.
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        let limit = self.server.limits.request;
+        let answer = tokio::time::timeout(limit, answer).await;
+        answer.unwrap_or_else(|_| Err(problem::deadline_exceeded(limit)))
     }
 
     /// Reads a request for a token whose turn has come.
@@ -131,22 +152,17 @@ impl<K: Keeper> Caller<K> {
         busy: Busy,
     ) -> Response<Answered> {
         drop(lock(&self.newcomer).take());
-        let limits = &self.server.limits;
-        let limit = limits.request;
         let (request, unread) = Unread::lend(request);
-        let begun = lock(&self.begun).take();
-        let answer = async {
-            if let Some(begun) = begun {
-                return begun.await.map(token_response);
+        let refused = lock(&self.refused).take();
+        let answer = self.in_time(async {
+            if let Some(problem) = refused {
+                return Err(problem);
             }
             come(self.turn()).await?;
             self.route(request).await
-        };
-        let mut answer = match tokio::time::timeout(limit, answer).await {
-            Ok(answer) => answer.unwrap_or_else(refusal),
-            Err(_) => refusal(problem::deadline_exceeded(limit)),
-        };
-        let kept = unread.read_out(answer.status(), limits).await;
+        });
+        let mut answer = answer.await.unwrap_or_else(refusal);
+        let kept = (unread.read_out(answer.status(), &self.server.limits)).await;
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if !kept || self.progress.closes() {

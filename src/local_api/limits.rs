@@ -202,7 +202,12 @@ impl<S> Deadlines<S> {
         };
         if self.armed_for != now {
             self.armed_for = now;
-            self.deadline = tokio::time::sleep(limit).deadline();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "only the runtime's timers are measured by it"
+            )]
+            let now = Instant::now();
+            self.deadline = now + limit;
             if self.deadline < self.read_timer.deadline() {
                 self.read_timer.as_mut().reset(self.deadline);
             }

@@ -2,8 +2,8 @@
 //!
 //! Most requests by far ask for a token that is in memory. Such a request is read and answered here, for a third of
 //! what HTTP in general costs. Only what is beyond doubt is taken: what came is one whole request for a token, without a
-//! body, and nothing of an earlier one is under way. All else is hyper's. So is a request for a token that has to wait or
-//! is refused: hyper gets its bytes, and its service finds it begun.
+//! body, and nothing of an earlier one is under way. All else is hyper's. So is a request that is refused, at once or in the
+//! end: hyper gets its bytes, and its service finds out why.
 
 use std::io;
 use std::pin::Pin;
@@ -13,8 +13,9 @@ use std::task::{Context, Poll, ready};
 use hyper::header;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::limits::Progress;
+use super::limits::{Busy, Progress};
 use super::request::{self, NAMESPACE_HEADER};
+use super::token_body::TokenBody;
 
 /// A request with more headers than this is hyper's.
 const HEADERS: usize = 32;
@@ -47,6 +48,24 @@ pub(super) struct Ask<'a> {
     pub(super) is_last: bool,
 }
 
+/// What becomes of a request for a token.
+pub(super) enum Begun {
+    Here(TokenBody),
+    /// `None` if it is refused.
+    Later(Later),
+    Refused,
+}
+
+type Later = Pin<Box<dyn Future<Output = Option<TokenBody>> + Send>>;
+
+/// A request for a token that has to wait.
+struct Waiting {
+    request: Vec<u8>,
+    is_last: bool,
+    answer: Later,
+    _busy: Busy,
+}
+
 /// An answer, from its head on.
 #[derive(Default)]
 pub(super) struct Answer {
@@ -64,6 +83,7 @@ pub(super) struct Shortcut<S, B> {
     orderly: bool,
     /// Whether hyper has written all it had.
     flushed: bool,
+    waiting: Option<Waiting>,
     answer: Answer,
     was_last: bool,
 }
@@ -71,7 +91,7 @@ pub(super) struct Shortcut<S, B> {
 impl<S, B> Shortcut<S, B>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    B: FnMut(Ask<'_>) -> Option<Answer> + Unpin,
+    B: FnMut(Ask<'_>) -> Begun + Unpin,
 {
     pub(super) fn new(stream: S, progress: Arc<Progress>, begin: B) -> Self {
         Shortcut {
@@ -80,6 +100,7 @@ where
             begin,
             orderly: true,
             flushed: true,
+            waiting: None,
             answer: Answer::default(),
             was_last: false,
         }
@@ -93,36 +114,61 @@ where
                 written => self.answer.from += written,
             }
         }
-        self.answer = Answer::default();
+        self.answer.give_back();
         Poll::Ready(Ok(()))
     }
 
-    /// Answers what came, if that goes at once.
-    fn answer_at_once(&mut self, came: &[u8]) -> bool {
-        match read(came) {
-            Came::Ask(mut ask) => {
-                ask.is_last |= self.progress.closes();
-                let Some(answer) = (self.begin)(ask) else {
-                    return false;
-                };
-                drop(self.progress.busy());
-                self.answer = answer;
-                self.was_last = ask.is_last;
-                true
-            }
-            Came::Other => false,
+    /// Begins to answer what came, if that goes here.
+    fn begin(&mut self, came: &[u8]) -> bool {
+        let ask = match read(came) {
+            Came::Ask(ask) => ask,
+            Came::Other => return false,
             Came::Unclear => {
                 self.orderly = false;
-                false
+                return false;
             }
+        };
+        let busy = self.progress.busy();
+        match (self.begin)(ask) {
+            Begun::Here(body) => self.give(body, ask.is_last),
+            Begun::Later(answer) => {
+                self.waiting = Some(Waiting {
+                    request: came.to_vec(),
+                    is_last: ask.is_last,
+                    answer,
+                    _busy: busy,
+                });
+            }
+            Begun::Refused => return false,
         }
+        true
+    }
+
+    fn give(&mut self, body: TokenBody, is_last: bool) {
+        self.was_last = is_last || self.progress.closes();
+        self.answer = body.into_answer(self.was_last);
+    }
+
+    /// Waits for an answer that has to be waited for. Returns the request if it is refused. hyper flushes after it has tried
+    /// to read, and the stream below notices then who is gone.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Option<Vec<u8>>> {
+        let Some(waiting) = &mut self.waiting else {
+            return Poll::Ready(None);
+        };
+        let body = ready!(waiting.answer.as_mut().poll(cx));
+        let waiting = self.waiting.take().expect("it was polled");
+        let Some(body) = body else {
+            return Poll::Ready(Some(waiting.request));
+        };
+        self.give(body, waiting.is_last);
+        Poll::Ready(None)
     }
 }
 
 impl<S, B> AsyncRead for Shortcut<S, B>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    B: FnMut(Ask<'_>) -> Option<Answer> + Unpin,
+    B: FnMut(Ask<'_>) -> Begun + Unpin,
 {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -131,6 +177,11 @@ where
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
+            if let Some(refused) = ready!(this.poll_waiting(cx)) {
+                // It was in this buffer once already.
+                buffer.put_slice(&refused);
+                return Poll::Ready(Ok(()));
+            }
             ready!(this.poll_answer(cx))?;
             if this.was_last {
                 return Poll::Ready(Ok(()));
@@ -143,7 +194,7 @@ where
                 return Poll::Ready(Ok(()));
             }
             this.orderly &= resting;
-            if !(this.orderly && this.answer_at_once(came)) {
+            if !(this.orderly && this.begin(came)) {
                 return Poll::Ready(Ok(()));
             }
             buffer.set_filled(before);
@@ -154,7 +205,7 @@ where
 impl<S, B> AsyncWrite for Shortcut<S, B>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    B: FnMut(Ask<'_>) -> Option<Answer> + Unpin,
+    B: FnMut(Ask<'_>) -> Begun + Unpin,
 {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -245,7 +296,7 @@ const PLAIN: [bool; 256] = {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -295,25 +346,18 @@ mod tests {
         assert_eq!(other("GET /v1/users/ü/grants/g/token HTTP/1.1"), "other");
     }
 
-    type Begin = fn(Ask<'_>) -> Option<Answer>;
-
-    /// A stream of which the peer takes 16 bytes at a time; whoever is asked for answers with 100 bytes.
-    fn shortcut() -> (Shortcut<DuplexStream, Begin>, DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(16);
-        let begin: Begin = |ask| {
-            let bytes = [vec![b'-'; 8], vec![b'x'; 100]].concat();
-            (ask.target.len() > 1).then_some(Answer { bytes, from: 8 })
-        };
-        (Shortcut::new(ours, Arc::default(), begin), theirs)
-    }
+    type Begin = fn(Ask<'_>) -> Begun;
 
     #[tokio::test]
     async fn an_answer_is_written_to_its_end_before_anything_else_whatever_the_peer_takes_at_once()
     {
         for how in ["read", "flush", "shutdown"] {
-            let (mut shortcut, mut peer) = shortcut();
-            let request = format!("{TOKEN}\r\n");
-            assert!(shortcut.answer_at_once(request.as_bytes()));
+            // The peer takes 16 bytes at a time.
+            let (ours, mut peer) = tokio::io::duplex(16);
+            let begin: Begin = |_| Begun::Refused;
+            let mut shortcut = Shortcut::new(ours, Arc::default(), begin);
+            let bytes = [vec![b'-'; 8], vec![b'x'; 100]].concat();
+            shortcut.answer = Answer { bytes, from: 8 };
             let all = tokio::spawn(async move {
                 match how {
                     "read" => assert_eq!(shortcut.read(&mut [0; 9]).await.unwrap(), 4),

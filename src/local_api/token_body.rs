@@ -1,6 +1,6 @@
 //! The answer of the token route, as bytes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::SystemTime;
 
 use hyper::body::Bytes;
@@ -14,6 +14,12 @@ use crate::refresh::token::AccessToken;
 
 /// Room for a head before a body.
 const HEAD: usize = 192;
+/// Room that a thread keeps for its next answer.
+const KEPT: usize = 16 * 1024;
+
+thread_local! {
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// A [`TokenAnswer`](super::types::TokenAnswer), with room for a head before it: so a token is copied into its answer and
 /// nowhere else.
@@ -28,7 +34,11 @@ impl TokenBody {
     pub(super) fn new(token: &Token) -> Self {
         let length = token.access().0.expose().len();
         // Room for it all, so that growing leaves no second copy of the token.
-        let mut bytes = Vec::with_capacity(HEAD + 2 * length + 1024);
+        let room = HEAD + 2 * length + 1024;
+        let mut bytes = ROOM.take();
+        if bytes.capacity() < room {
+            bytes = Vec::with_capacity(room);
+        }
         bytes.resize(HEAD, 0);
         write(&mut bytes, token);
         TokenBody {
@@ -63,6 +73,18 @@ impl TokenBody {
         Answer {
             bytes: self.bytes,
             from,
+        }
+    }
+}
+
+impl Answer {
+    /// Wipes what was written out, and keeps its room.
+    pub(super) fn give_back(&mut self) {
+        let Answer { mut bytes, .. } = std::mem::take(self);
+        if (1..=KEPT).contains(&bytes.capacity()) {
+            bytes.fill(0);
+            bytes.clear();
+            ROOM.set(bytes);
         }
     }
 }

@@ -12,7 +12,7 @@ fn token_of(user: &str) -> String {
 async fn the_short_way_gives_the_answer_that_hyper_gives() {
     let site = Site::shared();
     let mut client = site.connect().await;
-    for user in ["42", "unknown-expiry", "a%2Fb%20c", "nobody", "%zz"] {
+    for user in ["42", "unknown-expiry", "a%2Fb%20c", "cold", "nobody", "%zz"] {
         for query in ["", "?min_ttl=20&wait=0&activity=false", "?max_ttl=1"] {
             let request = token_of(user) + query;
             let mut short = client.ask(&request).await;

@@ -3,7 +3,7 @@
 //! Running an import again is safe: the daemon knows every refresh token a grant has had, and answers
 //! `unchanged`. So a request whose answer was lost is simply sent again.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -123,11 +123,12 @@ async fn fly_all(
 ) -> Result<(), Failure> {
     let mut told_to_stop = std::pin::pin!(told_to_stop);
     let (waits, mut waiting) = mpsc::unbounded_channel();
-    let mut lines = read_lines(input);
+    let mut input = read_lines(input);
+    let mut lines = VecDeque::new();
     let mut flights: JoinSet<Landed> = JoinSet::new();
     let mut flying: HashSet<Place> = HashSet::new();
     let mut next: Option<(u64, Entry)> = None;
-    let mut ended = false;
+    let (mut ended, mut failed) = (false, None);
     let mut told_that_it_waits = false;
     loop {
         let free = flights.len() < IN_FLIGHT;
@@ -143,6 +144,15 @@ async fn fly_all(
             let client = Arc::clone(&session.client);
             flights.spawn(fly(client, call, number, entry, waits.clone()));
             continue;
+        }
+        if next.is_none()
+            && let Some(line) = lines.pop_front()
+        {
+            next = tally.look_at(session, line)?;
+            continue;
+        }
+        if let Some(error) = failed.take_if(|_| next.is_none()) {
+            return Err(error);
         }
         if ended && next.is_none() && flights.is_empty() {
             return Ok(());
@@ -166,13 +176,13 @@ async fn fly_all(
                 }
                 tally.count(session, landed.record)?;
             }
-            line = lines.recv(), if next.is_none() && !ended => match line {
+            batch = input.recv(), if next.is_none() && !ended => match batch {
                 None => ended = true,
-                Some(line) => {
-                    let line = line.map_err(|error| {
+                Some((batch, ended)) => {
+                    lines.extend(batch);
+                    failed = ended.err().map(|error| {
                         Failure::new(Exit::Io, format!("cannot read the input: {error}"))
-                    })?;
-                    next = tally.look_at(session, line)?;
+                    });
                 }
             },
         }

@@ -1,8 +1,16 @@
 //! Rows 5 and 6: refreshing as fast as it goes, and starting with a big table.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use freshd::profile::{ClientAuth, Registration};
+use freshd::refresh::time::UnixTime;
+use freshd::refresh::token::RefreshToken;
+use freshd::refresh::token_response::Outcome;
+use freshd::token_endpoint::{Client, Outbound};
 use rusqlite::params;
+use url::Url;
 
 use super::reads::with_stock;
 use crate::daemon::Site;
@@ -12,6 +20,9 @@ use crate::report::{Aim, Line, median};
 use crate::stock::{self, MAIN};
 use crate::yardsticks::raw_refreshes;
 use crate::{Error, Lab};
+
+/// Requests at once, freshd's `max-in-flight` here.
+const IN_FLIGHT: usize = 256;
 
 /// Nothing that is waited for here takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -79,6 +90,52 @@ pub fn start_of(lab: &Lab, grants: u64) -> Result<f64, Error> {
     Ok(median(rounds?))
 }
 
+/// So many of freshd's requests and nothing else, by its own client, as many in flight as row 5 has, from as many threads:
+/// how many there are in a second. No daemon on this machine refreshes faster that opens a connection for each.
+fn requests_alone(server: &Provider, count: u64) -> Result<f64, Error> {
+    let registration = Registration {
+        provider: MAIN.into(),
+        token_endpoint: Url::parse(&format!("http://127.0.0.1:{}/token", server.port))?,
+        revocation_endpoint: None,
+        client_auth: ClientAuth::None,
+        client_id: "bench".into(),
+        client_secret: None,
+        dead_grant_codes: vec![],
+        connect_timeout: Duration::from_secs(10),
+        deadline: Duration::from_secs(30),
+    };
+    let client = Client::new(registration, &Outbound::default())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    server.take_hits();
+    runtime.block_on(async {
+        let nths = Arc::new(AtomicU64::new(0));
+        let mut flights = tokio::task::JoinSet::new();
+        for _ in 0..IN_FLIGHT {
+            let (client, nths) = (client.clone(), Arc::clone(&nths));
+            flights.spawn(async move {
+                loop {
+                    let nth = nths.fetch_add(1, Ordering::Relaxed);
+                    if nth >= count {
+                        return Ok(());
+                    }
+                    let token = RefreshToken::new(stock::refresh_token(nth, 1));
+                    let outcome = client.refresh(&token, UnixTime::EPOCH).await;
+                    if !matches!(outcome, Outcome::Tokens(_)) {
+                        return Err(format!("a request ended with {}", outcome.name()));
+                    }
+                }
+            });
+        }
+        while let Some(flight) = flights.join_next().await {
+            flight??;
+        }
+        Ok::<(), Error>(())
+    })?;
+    Ok(rate(&server.take_hits()))
+}
+
 /// Row 5.
 pub fn durable(lab: &Lab) -> Result<Vec<Line>, Error> {
     durable_at(lab, "5", lab.grants(), lab.of(20_000, 300)).map(|line| vec![line])
@@ -93,6 +150,7 @@ pub fn durable_at(
 ) -> Result<Line, Error> {
     let (site, setup, server) = with_stock(lab, row_name, grants)?;
     let (mut rounds, mut ours, mut theirs, mut resident) = (vec![], vec![], vec![], vec![]);
+    let mut alone = vec![];
     for round in 0..lab.rounds() {
         let nths = some(grants, count, 2 * round);
         make_due(&site, &nths)?;
@@ -118,6 +176,7 @@ pub fn durable_at(
             .map(row)
             .collect();
         let raw = raw_refreshes(&site.database(), &others)?;
+        alone.push(requests_alone(&server, count)?);
         rounds.push((rate(&hits), raw.per_second));
         ours.push(cost.cpu.as_secs_f64() * 1e6 / hits.len() as f64);
         theirs.push(raw.cpu_micros);
@@ -128,7 +187,8 @@ pub fn durable_at(
         .aim(Aim::AtLeast(0.6))
         .detail("cpu us, freshd, its start included", median(ours))
         .detail("cpu us, yardstick", median(theirs))
-        .detail("resident MiB", median(resident)))
+        .detail("resident MiB", median(resident))
+        .detail("requests alone, 1/s", median(alone)))
 }
 
 /// Row 6.

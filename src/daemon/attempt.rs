@@ -14,7 +14,7 @@ use super::providers::Live;
 use super::shared::{Ended, Shared, gone, lock, written};
 use crate::local_api::keeper::Token;
 use crate::refresh::attempt::{Cause, Effect, ProviderEffect, Step};
-use crate::refresh::grant::{Grant, GrantId, GrantKey, NeedsReason, Standing};
+use crate::refresh::grant::{Grant, GrantId, GrantKey, Mark, NeedsReason, Standing};
 use crate::refresh::horizon::{Due, Written};
 use crate::refresh::policy::{Policy, Rotation};
 use crate::refresh::reading::Readable;
@@ -99,35 +99,81 @@ struct Attempt {
     wanted: Wanted,
 }
 
+/// A grant as it was read.
+struct Read {
+    found: Attemptable,
+    /// Its user's last activity, as it was in memory before.
+    seen_before: Option<UnixTime>,
+    /// Whether that was before its slot was ours.
+    is_early: bool,
+}
+
 impl Attempt {
     async fn run(&self) -> Result<Done, StoreError> {
-        let Some(grant) = self.shared.store.grant_by_id(self.wanted.id).await? else {
+        let (store, id) = (&self.shared.store, self.wanted.id);
+        let Some(early) = store.attemptable(id, self.shared.clock.now()).await? else {
             return Ok(self.gone());
         };
         // Held until the outcome is on disk (I1, I2).
-        let _slot = self.shared.slots.acquire(&grant.key).await;
-        let (store, now) = (&self.shared.store, self.shared.clock.now());
+        let key = early.grant.key.clone();
+        let _slot = self.shared.slots.acquire(&key).await;
+        // What was read before the slot was ours may be old by now, which the mark finds out.
+        if self.rotates() && !self.shared.owed.is_owed(id) {
+            let read = Read {
+                found: early,
+                seen_before: None,
+                is_early: true,
+            };
+            if let Some(done) = self.go(read).await? {
+                return Ok(done);
+            }
+        }
         // Looked at before the store is, as what leaves the memory is written by then.
-        let (namespace, user) = (&grant.key.namespace, &grant.key.user);
-        let seen_before = self.shared.activity.in_memory(namespace, user);
-        let Some(attemptable) = store.attemptable(self.wanted.id, now).await? else {
+        let seen_before = self.shared.activity.in_memory(&key.namespace, &key.user);
+        let Some(found) = store.attemptable(id, self.shared.clock.now()).await? else {
             return Ok(self.gone());
         };
+        let read = Read {
+            found,
+            seen_before,
+            is_early: false,
+        };
+        let done = self.go(read).await?;
+        Ok(done.expect("what was read in time rules"))
+    }
+
+    fn rotates(&self) -> bool {
+        self.live.config.policy.rotation.rotates()
+    }
+
+    /// Does what is to be done by what was read. Returns `None` if that may be too old for it: only a refresh whose mark
+    /// finds the row as it was read goes on by what was read early.
+    async fn go(&self, read: Read) -> Result<Option<Done>, StoreError> {
+        let Read {
+            found,
+            seen_before,
+            is_early,
+        } = read;
         let Attemptable {
             mut grant,
             last_active_at,
             refresh_token,
-        } = attemptable;
-        let rotates = self.live.config.policy.rotation.rotates();
-        grant = owed::paid(&self.shared, grant, rotates).await?;
+        } = found;
+        let unchanged = is_early.then_some((grant.version, grant.mark));
+        grant = owed::paid(&self.shared, grant, self.rotates()).await?;
         if self.shared.activity.is_read(grant.id) {
             grant.unused_refreshes = 0;
         }
-        if self.wanted.seen.is_some_and(|seen| grant.generation > seen) {
-            return self.satisfied(grant).await;
+        let satisfied = self.wanted.seen.is_some_and(|seen| grant.generation > seen);
+        let halted = self.shared.halt(&grant.key.provider).is_some();
+        if is_early && (satisfied || halted) {
+            return Ok(None);
         }
-        if self.shared.halt(&grant.key.provider).is_some() {
-            return Ok((written(&grant), Ended::NoToken));
+        if satisfied {
+            return self.satisfied(grant).await.map(Some);
+        }
+        if halted {
+            return Ok(Some((written(&grant), Ended::NoToken)));
         }
         let now = self.shared.clock.now();
         if let Some(restamped) = grant.restamped(now, Duration::ZERO) {
@@ -145,7 +191,7 @@ impl Attempt {
         let last_active_at = match cause {
             Cause::Due => {
                 let activity = &self.shared.activity;
-                let last = activity.in_memory(namespace, user);
+                let last = activity.in_memory(&grant.key.namespace, &grant.key.user);
                 let last = last.or(seen_before).or(last_active_at);
                 // An import counts as activity.
                 let seen_at = last.map_or(grant.imported_at, |at| at.max(grant.imported_at));
@@ -153,13 +199,20 @@ impl Attempt {
             }
             Cause::Demand | Cause::Renewal => None,
         };
-        if let Some(expires_at) = grant.warning(now) {
+        let warning = grant.warning(now);
+        if let Some(expires_at) = warning.filter(|_| !is_early) {
             grant = self.warn(grant, expires_at).await?;
         }
         let policy = &self.live.config.policy;
-        match grant.step(cause, last_active_at, now, policy) {
+        let step = grant.step(cause, last_active_at, now, policy);
+        if is_early && (step != Step::Refresh || warning.is_some() || refresh_token.is_none()) {
+            return Ok(None);
+        }
+        match step {
             Step::Refresh => match refresh_token {
-                Some(refresh_token) => self.refresh(grant, refresh_token).await,
+                Some(refresh_token) => {
+                    return self.refresh(grant, refresh_token, unchanged).await;
+                }
                 // It did not open: the store has told of it and put the grant aside.
                 None => self.wrote(None).await,
             },
@@ -202,6 +255,7 @@ impl Attempt {
                 Ok((rests, Ended::NoToken))
             }
         }
+        .map(Some)
     }
 
     /// Tells that a refresh token ends soon, and notes that it was told.
@@ -238,23 +292,38 @@ impl Attempt {
         Ok((written(&grant), ended))
     }
 
-    async fn refresh(&self, grant: Grant, refresh_token: RefreshToken) -> Result<Done, StoreError> {
+    /// Refreshes a grant. Returns `None` if it is not `unchanged`.
+    async fn refresh(
+        &self,
+        grant: Grant,
+        refresh_token: RefreshToken,
+        unchanged: Option<(u64, Option<Mark>)>,
+    ) -> Result<Option<Done>, StoreError> {
         let shared = &self.shared;
-        let numbers = shared.metrics.of(&grant.key.provider);
         let due_at = grant.due_at.filter(|_| self.wanted.cause == Cause::Due);
-        let grant = if self.live.config.policy.rotation.rotates() {
-            let sent_at = shared.clock.now();
-            match shared
-                .store
-                .begin_attempt(grant.id, grant.generation, sent_at)
-                .await?
-            {
+        let grant = if self.rotates() {
+            let (store, sent_at) = (&shared.store, shared.clock.now());
+            let begun = store.begin_attempt(grant.id, grant.generation, unchanged, sent_at);
+            match begun.await? {
                 Cas::Applied(grant) => grant,
-                Cas::Lost => return self.wrote(None).await,
+                Cas::Lost if unchanged.is_some() => return Ok(None),
+                Cas::Lost => return self.wrote(None).await.map(Some),
             }
         } else {
             grant
         };
+        self.send(grant, refresh_token, due_at).await.map(Some)
+    }
+
+    /// Sends the request, and does what its outcome says.
+    async fn send(
+        &self,
+        grant: Grant,
+        refresh_token: RefreshToken,
+        due_at: Option<UnixTime>,
+    ) -> Result<Done, StoreError> {
+        let shared = &self.shared;
+        let numbers = shared.metrics.of(&grant.key.provider);
         let began = shared.clock.running();
         if let Some(due_at) = due_at {
             numbers.late(shared.clock.now().since(due_at));

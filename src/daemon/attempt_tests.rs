@@ -1,6 +1,7 @@
 //! Attempts whose provider changes under them, whose outcome the disk refuses, or whose caller is gone.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use super::view;
 use crate::local_api::keeper::Keeper;
 use crate::refresh::attempt::Cause;
 use crate::refresh::grant::Standing;
+use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
+use crate::store::TokenCommit;
 
 #[tokio::test]
 async fn a_grant_whose_provider_is_gone_for_a_moment_is_asked_for_again() {
@@ -146,4 +149,50 @@ async fn a_refresh_that_is_demanded_by_a_caller_who_does_not_wait_is_made() {
     let ended = bench.shared().demand(&grant, now).now_or_never();
     assert!(ended.is_none());
     bench.until_presented(1).await;
+}
+
+#[tokio::test]
+async fn what_was_written_while_an_attempt_waited_for_its_slot_is_what_it_refreshes() {
+    let bench = Bench::start("").await;
+    bench
+        .reload("rotation = \"none\"", "rotation = \"strict\"")
+        .await;
+    bench.import("ann", serde_json::json!({})).await;
+    let (shared, grant) = (bench.shared().clone(), bench.grant("ann").await);
+    let slot = shared.slots.acquire(&grant.key).await;
+    let wanted = Wanted {
+        id: grant.id,
+        cause: Cause::Demand,
+        seen: None,
+    };
+    let attempt = tokio::spawn(run(shared.clone(), "acme".into(), wanted));
+    // It has read the row by then.
+    while shared.slots.lock().wakers.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let now = bench.clock.now();
+    let tokens = TokenSet {
+        access_token: Some(AccessToken::new("newer")),
+        token_type: "Bearer".into(),
+        expires_at: Some(now + Duration::from_secs(3600)),
+        obtained_at: now,
+        refresh_token: Some(RefreshToken::new("newer-refresh")),
+        refresh_token_end: None,
+        scope: None,
+    };
+    let commit = TokenCommit {
+        id: grant.id,
+        provider: "acme".into(),
+        presented_generation: grant.generation,
+        tokens: Arc::new(tokens),
+        due_at: None,
+        standing: grant.standing,
+        unused_refreshes: 0,
+        at: now - Duration::from_secs(60),
+    };
+    shared.store.commit_tokens(commit).await.unwrap();
+    drop(slot);
+    attempt.await.unwrap();
+    assert_eq!(*bench.server.presented(), ["newer-refresh"]);
+    assert_eq!(bench.grant("ann").await.generation, 3);
 }

@@ -13,7 +13,7 @@ use super::rows::{self, millis};
 use super::session::{Session, Trouble};
 use super::writer::Class;
 use super::{Store, StoreError};
-use crate::refresh::grant::{Grant, GrantId, NeedsReason, PauseReason, Standing};
+use crate::refresh::grant::{Grant, GrantId, Mark, NeedsReason, PauseReason, Standing};
 use crate::refresh::time::UnixTime;
 use crate::refresh::token::TokenSet;
 
@@ -74,7 +74,8 @@ pub struct Failure {
 }
 
 impl Store {
-    /// Writes the mark of an attempt, before its request leaves; a mark that is there counts one more.
+    /// Writes the mark of an attempt, before its request leaves; a mark that is there counts one more. Where it matters
+    /// that the row is still as it was read, `unchanged` has the version and the mark that it had then.
     ///
     /// The row's `version` stays: a mark is not in the row.
     ///
@@ -84,10 +85,11 @@ impl Store {
         &self,
         id: GrantId,
         generation: u64,
+        unchanged: Option<(u64, Option<Mark>)>,
         at: UnixTime,
     ) -> Result<Cas, StoreError> {
         self.write(Class::Mark, move |session| {
-            begin(session, id, generation, at)
+            begin(session, id, generation, unchanged, at)
         })
         .await
     }
@@ -135,10 +137,13 @@ fn begin(
     session: &Session<'_>,
     id: GrantId,
     generation: u64,
+    unchanged: Option<(u64, Option<Mark>)>,
     at: UnixTime,
 ) -> Result<Cas, Trouble> {
     session.disk.check_room()?;
-    let Some(grant) = at_generation(session, id, generation)? else {
+    let found = at_generation(session, id, generation)?
+        .filter(|grant| unchanged.is_none_or(|it| it == (grant.version, grant.mark)));
+    let Some(grant) = found else {
         return Ok(Cas::Lost);
     };
     if let Some(mark) = grant.mark {

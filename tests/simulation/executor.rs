@@ -28,7 +28,12 @@ thread_local! {
 
 /// The simulation of this thread.
 pub fn sim() -> Sim {
-    SIM.with_borrow(|sim| sim.clone().expect("a simulation runs"))
+    running().expect("a simulation runs")
+}
+
+/// The same, if there is one.
+pub fn running() -> Option<Sim> {
+    SIM.with_borrow(Option::clone)
 }
 
 #[derive(Clone)]

@@ -44,9 +44,9 @@ pub(crate) use runtime::{spawn, task, time};
 use freshd::{local_api, metrics, profile, refresh};
 use network as token_endpoint;
 
-/// Stands for `rand::random`.
+/// Stands for `rand::random`. The tests of the daemon's files run without a simulation.
 pub fn random() -> u64 {
-    executor::sim().random(|rng| rng.next())
+    executor::running().map_or(0, |sim| sim.random(|rng| rng.next()))
 }
 
 use std::time::{Duration, Instant};

@@ -54,7 +54,11 @@ async fn run(ops: Vec<(usize, Op)>) {
             }
             (_, None) => None,
             (Op::Begin, Some(grant)) => {
-                let now = applied(store.begin_attempt(grant.id, grant.generation, at(1)).await);
+                let now = applied(
+                    store
+                        .begin_attempt(grant.id, grant.generation, None, at(1))
+                        .await,
+                );
                 let presented = grant.mark.map_or(0, |mark| mark.presented);
                 assert_eq!(now.mark.unwrap().presented, presented + 1);
                 Some(now)

@@ -44,7 +44,7 @@ async fn a_grants_life_is_told_in_order_and_survives_a_restart() {
     let grant = bench.import("anna").await;
     let [anna, one, new] = ["anna", "one", "new"].map(|name| short(&bench, name));
 
-    applied(store.begin_attempt(grant.id, 1, at(1)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(1)).await);
     let refused = Failure {
         status: Some(503),
         ..failure("http-503")
@@ -135,14 +135,14 @@ async fn requests_without_an_outcome_are_told_when_they_are_found() {
         fate_unknown: true,
         ..failure("unknown-timeout")
     };
-    applied(store.begin_attempt(grant.id, 1, at(1)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(1)).await);
     applied(store.record_failure(grant.id, 1, unanswered).await);
     // Cut off: no outcome.
-    applied(store.begin_attempt(grant.id, 1, at(2)).await);
-    applied(store.begin_attempt(grant.id, 1, at(3)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(2)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(3)).await);
     // That one was cut off too, and so was the next.
-    applied(store.begin_attempt(grant.id, 1, at(4)).await);
-    applied(store.begin_attempt(grant.id, 1, at(5)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(4)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(5)).await);
     let expected = [
         format!("imported g1 >{anna}"),
         format!("unanswered g1 unknown-timeout <{anna}"),
@@ -159,8 +159,8 @@ async fn requests_without_an_outcome_are_told_when_they_are_found() {
 async fn the_first_request_that_was_cut_off_is_told_with_its_moment() {
     let bench = Bench::new();
     let grant = bench.import("anna").await;
-    applied(bench.store.begin_attempt(grant.id, 1, at(1)).await);
-    applied(bench.store.begin_attempt(grant.id, 1, at(30)).await);
+    applied(bench.store.begin_attempt(grant.id, 1, None, at(1)).await);
+    applied(bench.store.begin_attempt(grant.id, 1, None, at(30)).await);
     let (_, entries) = bench.store.history(&key("anna")).await.unwrap().unwrap();
     assert_eq!(entries[1].event, Event::Interrupted);
     assert_eq!((entries[1].first_at, entries[1].last_at), (at(1), at(30)));
@@ -237,7 +237,7 @@ async fn a_purge_forgets_what_is_old_but_not_what_still_needs_a_person() {
     assert!(left[1].starts_with("needs-authorization"), "{left:?}");
     // The next entry goes on behind what is left.
     let later = commit(
-        &applied(store.begin_attempt(well.id, 2, at(600)).await),
+        &applied(store.begin_attempt(well.id, 2, None, at(600)).await),
         "x",
     );
     applied(store.commit_tokens(later).await);

@@ -37,6 +37,8 @@ pub(super) struct Faults {
     left: AtomicI64,
     /// How many after that one fail too.
     more: AtomicI64,
+    /// All fail.
+    refusing: AtomicBool,
     full: AtomicBool,
 }
 
@@ -67,7 +69,8 @@ impl Faults {
 
     pub(super) fn step(&self) -> Result<(), Trouble> {
         let left = self.left.fetch_sub(1, Ordering::SeqCst);
-        if left != 1 && !(left == 0 && self.more.fetch_sub(1, Ordering::SeqCst) > 0) {
+        let fails = left == 1 || (left == 0 && self.more.fetch_sub(1, Ordering::SeqCst) > 0);
+        if !fails && !self.refusing.load(Ordering::SeqCst) {
             return Ok(());
         }
         if self.more.load(Ordering::SeqCst) > 0 {
@@ -85,8 +88,8 @@ impl Faults {
 impl Store {
     /// Lets the disk refuse all writes from now on, or take them again.
     pub(crate) fn refuse_writes(&self, refuse: bool) {
-        let (nth, times) = if refuse { (1, i64::MAX) } else { (0, 1) };
-        self.inner.disk.faults.fail_from(nth, times);
+        let refusing = &self.inner.disk.faults.refusing;
+        refusing.store(refuse, Ordering::SeqCst);
     }
 }
 

@@ -60,7 +60,7 @@ async fn an_attempt_that_was_under_way_commits_over_a_restamp() {
     let bench = Bench::new();
     let grant = bench.import("anna").await;
     let store = &bench.store;
-    applied(store.begin_attempt(grant.id, 1, at(5)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(5)).await);
     assert_eq!(restamp(store, at(-7200), 7200).await, 1);
     let marked = store.grant(&key("anna")).await.unwrap().unwrap();
     assert_eq!(marked.mark.map(|mark| mark.first_sent_at), Some(at(-7200)));

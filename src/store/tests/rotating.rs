@@ -202,7 +202,7 @@ async fn a_refresh_token_of_before_a_rotation_is_still_known() {
 async fn an_attempt_that_began_before_a_rotation_commits_after_it() {
     let bench = Bench::new();
     let grant = bench.import("anna").await;
-    applied(bench.store.begin_attempt(grant.id, 1, at(10)).await);
+    applied(bench.store.begin_attempt(grant.id, 1, None, at(10)).await);
     rotate(&bench.store).await;
     let after = applied(bench.store.commit_tokens(commit(&grant, "second")).await);
     assert_eq!(after.generation, 2);

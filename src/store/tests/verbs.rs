@@ -188,7 +188,7 @@ async fn a_mark_counts_the_requests_whose_fate_is_unknown() {
         })
     };
 
-    let begun = applied(store.begin_attempt(grant.id, 1, at(10)).await);
+    let begun = applied(store.begin_attempt(grant.id, 1, None, at(10)).await);
     assert_eq!((begun.mark, begun.version), (mark(1), grant.version));
     let unknown = Failure {
         fate_unknown: true,
@@ -206,7 +206,7 @@ async fn a_mark_counts_the_requests_whose_fate_is_unknown() {
     );
 
     assert_eq!(
-        applied(store.begin_attempt(grant.id, 1, at(20)).await).mark,
+        applied(store.begin_attempt(grant.id, 1, None, at(20)).await).mark,
         mark(2)
     );
     let refused = failure("http-503");
@@ -229,10 +229,34 @@ async fn a_mark_counts_the_requests_whose_fate_is_unknown() {
 }
 
 #[tokio::test]
+async fn no_mark_is_written_on_a_row_that_is_not_as_it_was_read() {
+    let bench = Bench::new();
+    let store = &bench.store;
+    let grant = bench.import("anna").await;
+    let begin = async |grant: &Grant| {
+        let unchanged = Some((grant.version, grant.mark));
+        let begun = store.begin_attempt(grant.id, 1, unchanged, at(10)).await;
+        begun.unwrap()
+    };
+    let due = applied(store.set_due(grant.id, 1, Some(at(7))).await);
+    let before = bench.dump();
+    assert_eq!(begin(&grant).await, Cas::Lost, "its version has changed");
+    assert_eq!(bench.dump(), before);
+    let Cas::Applied(marked) = begin(&due).await else {
+        panic!("it is as it was read")
+    };
+    assert_eq!(begin(&due).await, Cas::Lost, "its mark has changed");
+    let Cas::Applied(again) = begin(&marked).await else {
+        panic!("it is as it was read")
+    };
+    assert_eq!(again.mark.unwrap().presented, 2);
+}
+
+#[tokio::test]
 async fn a_mark_goes_with_the_last_request_whose_fate_is_known() {
     let bench = Bench::new();
     let grant = bench.import("anna").await;
-    applied(bench.store.begin_attempt(grant.id, 1, at(10)).await);
+    applied(bench.store.begin_attempt(grant.id, 1, None, at(10)).await);
     let now = applied(
         bench
             .store
@@ -251,7 +275,7 @@ async fn nothing_is_written_for_a_generation_that_has_passed() {
     applied(store.commit_tokens(commit(&grant, "second")).await);
     let before = bench.dump();
     assert_eq!(
-        store.begin_attempt(grant.id, 1, at(9)).await.unwrap(),
+        store.begin_attempt(grant.id, 1, None, at(9)).await.unwrap(),
         Cas::Lost
     );
     assert_eq!(
@@ -264,7 +288,10 @@ async fn nothing_is_written_for_a_generation_that_has_passed() {
     assert_eq!(store.set_due(grant.id, 1, None).await.unwrap(), Cas::Lost);
     assert_eq!(bench.dump(), before);
     assert_eq!(
-        store.begin_attempt(GrantId(99), 1, at(9)).await.unwrap(),
+        store
+            .begin_attempt(GrantId(99), 1, None, at(9))
+            .await
+            .unwrap(),
         Cas::Lost
     );
 }
@@ -425,7 +452,7 @@ async fn marks_that_an_earlier_process_left_are_made_due_unless_an_admin_paused_
         ("carl", Standing::Paused(PauseReason::Admin)),
     ] {
         let grant = bench.import(user).await;
-        applied(store.begin_attempt(grant.id, 1, at(10)).await);
+        applied(store.begin_attempt(grant.id, 1, None, at(10)).await);
         let put = store.set_standing(grant.id, standing, Some(at(5_000)), By::Admin, at(11));
         put.await.unwrap().unwrap();
         ids.push(grant.id);
@@ -448,7 +475,7 @@ async fn a_replaced_grant_goes_on_with_the_next_generation() {
     let bench = Bench::new();
     let store = &bench.store;
     let grant = bench.import("anna").await;
-    applied(store.begin_attempt(grant.id, 1, at(1)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(1)).await);
     let unknown = Failure {
         fate_unknown: true,
         ..failure("timeout")
@@ -494,7 +521,7 @@ async fn a_deleted_grant_leaves_only_a_nameless_revocation() {
     let bench = Bench::new();
     let store = &bench.store;
     let grant = bench.import("anna").await;
-    applied(store.begin_attempt(grant.id, 1, at(1)).await);
+    applied(store.begin_attempt(grant.id, 1, None, at(1)).await);
     store
         .note_activity(vec![("default".into(), "anna".into(), at(1))])
         .await

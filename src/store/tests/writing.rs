@@ -217,7 +217,7 @@ async fn no_attempt_begins_where_its_token_set_might_not_fit() {
     bench.faults().set_full(true);
     let error = bench
         .store
-        .begin_attempt(grant.id, 1, at(1))
+        .begin_attempt(grant.id, 1, None, at(1))
         .await
         .unwrap_err();
     assert_eq!(error, StoreError::NoSpace);
@@ -228,7 +228,7 @@ async fn no_attempt_begins_where_its_token_set_might_not_fit() {
     applied(bench.store.commit_tokens(commit(&grant, "second")).await);
     bench.faults().set_full(false);
     assert_eq!(bench.store.failing(), None);
-    applied(bench.store.begin_attempt(grant.id, 2, at(1)).await);
+    applied(bench.store.begin_attempt(grant.id, 2, None, at(1)).await);
 }
 
 #[tokio::test]
@@ -292,9 +292,9 @@ async fn everything(bench: &Bench) -> u32 {
     until_done!(store.import(import("anna")));
     until_done!(store.import(import("bert")));
     let grant = store.grant(&key("anna")).await.unwrap().unwrap();
-    until_done!(store.begin_attempt(grant.id, 1, at(1)));
+    until_done!(store.begin_attempt(grant.id, 1, None, at(1)));
     until_done!(store.record_failure(grant.id, 1, failure("http-503")));
-    until_done!(store.begin_attempt(grant.id, 1, at(2)));
+    until_done!(store.begin_attempt(grant.id, 1, None, at(2)));
     let committed = until_done!(store.commit_tokens(commit(&grant, "second")));
     assert!(
         matches!(committed, Cas::Applied(_)),
@@ -304,7 +304,7 @@ async fn everything(bench: &Bench) -> u32 {
         until_done!(store.commit_tokens(commit(&grant, "late"))),
         Cas::Lost
     );
-    until_done!(store.begin_attempt(grant.id, 2, at(3)));
+    until_done!(store.begin_attempt(grant.id, 2, None, at(3)));
     let paused = Standing::Paused(PauseReason::Admin);
     until_done!(store.set_standing(grant.id, paused, None, By::Admin, at(3)));
     until_done!(store.set_due(grant.id, 2, Some(at(4))));
@@ -482,7 +482,7 @@ async fn what_is_deleted_or_replaced_under_a_running_store_takes_nothing_until_i
         let bench = Bench::new();
         let store = &bench.store;
         let anna = bench.import("anna").await;
-        applied(store.begin_attempt(anna.id, 1, at(90)).await);
+        applied(store.begin_attempt(anna.id, 1, None, at(90)).await);
         let (file, away) = (bench.dir.path().join(name), bench.dir.path().join("away"));
         std::fs::rename(&file, &away).unwrap();
         if name == "lock" {
@@ -490,7 +490,7 @@ async fn what_is_deleted_or_replaced_under_a_running_store_takes_nothing_until_i
         }
 
         assert_eq!(store.alive().await, Err(StoreError::Gone), "{name}");
-        let marked = store.begin_attempt(anna.id, 1, at(91)).await;
+        let marked = store.begin_attempt(anna.id, 1, None, at(91)).await;
         assert_eq!(marked, Err(StoreError::Gone), "{name}");
         let imported = store.import(import("bert")).await;
         assert_eq!(imported.err(), Some(StoreError::Gone), "{name}");

@@ -139,6 +139,7 @@ impl Store {
         &self,
         id: GrantId,
         generation: u64,
+        unchanged: Option<(u64, Option<Mark>)>,
         at: UnixTime,
     ) -> Result<Cas, StoreError> {
         if world().disk.get() == Disk::Full {
@@ -146,7 +147,10 @@ impl Store {
             return Err(StoreError::NoSpace);
         }
         self.write(|world, durable| {
-            let Some(row) = durable.at_generation(id, generation) else {
+            let found = durable
+                .at_generation(id, generation)
+                .filter(|row| unchanged.is_none_or(|it| it == (row.grant.version, row.grant.mark)));
+            let Some(row) = found else {
                 return Ok(Cas::Lost);
             };
             if world.broken != Some(Break::NoMark) {

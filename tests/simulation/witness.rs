@@ -56,6 +56,8 @@ pub struct Witness {
     suspended: BTreeSet<GrantId>,
     /// Refresh tokens that came back with a copy: what became of them since, nobody here knows.
     restored: HashSet<String>,
+    /// Refresh tokens that came for a replay, while an earlier request with the same one was without an outcome.
+    overtaken: HashSet<String>,
     /// When something stood in the way of a provider's grants, or (with no name) of all: from, to, for each cause.
     troubles: BTreeMap<(&'static str, &'static str), Vec<(u64, u64)>>,
     pub stepped_at: Option<u64>,
@@ -289,6 +291,13 @@ impl Witness {
             && fate.open > 1
         {
             self.stats.saved_by_replay += 1;
+            self.overtaken.extend(
+                commit
+                    .tokens
+                    .refresh_token
+                    .iter()
+                    .map(|it| it.expose().to_owned()),
+            );
         }
         if let Some(token) = &commit.tokens.refresh_token {
             self.owners.insert(token.expose().to_owned(), id);
@@ -395,6 +404,11 @@ impl Witness {
             Some(_) if restored => {}
             Some(Ending::ByDaemon) => {
                 self.broken(format!("{id:?} was revoked by the daemon itself"))
+            }
+            // A request of before a crash has arrived after the one that replayed it. Had it arrived before that, the
+            // grant were lost as well, and nobody could know of either.
+            Some(Ending::OfReplay) if self.overtaken.contains(token.expose()) => {
+                self.stats.lost_rotations += 1;
             }
             Some(Ending::OfReplay) => {
                 self.stats.lost_rotations += 1;

@@ -66,9 +66,10 @@
 //!
 //! # An attempt
 //!
-//! 1. The slot is taken, the row read, and [`refresh::attempt`] asked what it needs: a refresh, a pause because the user is
+//! 1. The row is read, its slot taken, and [`refresh::attempt`] asked what it needs: a refresh, a pause because the user is
 //!    away, or nothing yet.
-//! 2. Where refresh tokens rotate, a mark is committed before the request leaves.
+//! 2. Where refresh tokens rotate, a mark is committed before the request leaves, if the row is still as it was read. If it
+//!    is not, and for anything but such a refresh, the row is read again.
 //! 3. The request runs in a task of its own: a caller who hangs up cancels nothing.
 //! 4. The outcome is told apart: *token set*, *refused for good* (the grant), *refused for all* (the client), *refused for now*,
 //!    *unknown* (sent, no whole answer), *not sent*.

@@ -178,9 +178,9 @@ async fn fly_all(
             }
             batch = input.recv(), if next.is_none() && !ended => match batch {
                 None => ended = true,
-                Some((batch, ended)) => {
+                Some((batch, end)) => {
                     lines.extend(batch);
-                    failed = ended.err().map(|error| {
+                    failed = end.err().map(|error| {
                         Failure::new(Exit::Io, format!("cannot read the input: {error}"))
                     });
                 }

@@ -13,7 +13,7 @@ use super::steps_tests::{Bench, served};
 use super::view;
 use crate::local_api::keeper::Keeper;
 use crate::refresh::attempt::Cause;
-use crate::refresh::grant::Standing;
+use crate::refresh::grant::{Grant, Standing};
 use crate::refresh::token::{AccessToken, RefreshToken, TokenSet};
 use crate::store::TokenCommit;
 
@@ -151,6 +151,32 @@ async fn a_refresh_that_is_demanded_by_a_caller_who_does_not_wait_is_made() {
     bench.until_presented(1).await;
 }
 
+/// Commits a newer set, whose access token lives for so long.
+async fn commit_over(bench: &Bench, grant: &Grant, lives: Duration) {
+    let now = bench.clock.now();
+    let tokens = TokenSet {
+        access_token: Some(AccessToken::new("newer")),
+        token_type: "Bearer".into(),
+        expires_at: Some(now + lives),
+        obtained_at: now,
+        refresh_token: Some(RefreshToken::new("newer-refresh")),
+        refresh_token_end: None,
+        scope: None,
+    };
+    let commit = TokenCommit {
+        id: grant.id,
+        provider: "acme".into(),
+        presented_generation: grant.generation,
+        tokens: Arc::new(tokens),
+        due_at: None,
+        standing: grant.standing,
+        unused_refreshes: 0,
+        at: now - Duration::from_secs(60),
+    };
+    bench.shared().store.commit_tokens(commit).await.unwrap();
+    bench.shared().cache.forget(&grant.key);
+}
+
 #[tokio::test]
 async fn what_was_written_while_an_attempt_waited_for_its_slot_is_what_it_refreshes() {
     let bench = Bench::start("").await;
@@ -170,29 +196,28 @@ async fn what_was_written_while_an_attempt_waited_for_its_slot_is_what_it_refres
     while shared.slots.lock().wakers.is_empty() {
         tokio::task::yield_now().await;
     }
-    let now = bench.clock.now();
-    let tokens = TokenSet {
-        access_token: Some(AccessToken::new("newer")),
-        token_type: "Bearer".into(),
-        expires_at: Some(now + Duration::from_secs(3600)),
-        obtained_at: now,
-        refresh_token: Some(RefreshToken::new("newer-refresh")),
-        refresh_token_end: None,
-        scope: None,
-    };
-    let commit = TokenCommit {
-        id: grant.id,
-        provider: "acme".into(),
-        presented_generation: grant.generation,
-        tokens: Arc::new(tokens),
-        due_at: None,
-        standing: grant.standing,
-        unused_refreshes: 0,
-        at: now - Duration::from_secs(60),
-    };
-    shared.store.commit_tokens(commit).await.unwrap();
+    commit_over(&bench, &grant, Duration::from_secs(3600)).await;
     drop(slot);
     attempt.await.unwrap();
     assert_eq!(*bench.server.presented(), ["newer-refresh"]);
     assert_eq!(bench.grant("ann").await.generation, 3);
+}
+
+#[tokio::test]
+async fn a_reader_whose_wait_brings_an_ended_token_waits_for_the_next_one() {
+    let bench = Bench::start("refresh = \"on-demand\"").await;
+    bench.import("ann", serde_json::json!({})).await;
+    let (shared, grant) = (bench.shared().clone(), bench.grant("ann").await);
+    let slot = shared.slots.acquire(&grant.key).await;
+    bench.clock.pass(Duration::from_secs(7200));
+    let other_half = async {
+        while shared.slots.lock().wakers.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        commit_over(&bench, &grant, Duration::ZERO).await;
+        drop(slot);
+    };
+    let (token, ()) = tokio::join!(bench.token("ann"), other_half);
+    assert_eq!(token.unwrap().access().0.expose(), "new");
+    assert_eq!(*bench.server.presented(), ["newer-refresh"]);
 }

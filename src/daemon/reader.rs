@@ -164,10 +164,8 @@ impl Daemon {
                 Some(at) if at > now => at.min(now + request.wait),
                 _ => now + request.wait,
             };
-            let demand = self.0.demand(grant, patience);
-            let ended = tokio::time::timeout(request.wait, demand).await;
-            if let Ok(Some(Ended::Refreshed(mut token))) = ended {
-                token.now = self.0.clock.now();
+            let living = self.living(grant, patience);
+            if let Ok(Some(token)) = tokio::time::timeout(request.wait, living).await {
                 return Ok(token);
             }
         }
@@ -178,6 +176,23 @@ impl Daemon {
         match Token::of(readable.clone(), now) {
             Some(token) if readable.grant.lives(now) => Ok(token),
             _ => Err(self.refusal(&readable.grant)),
+        }
+    }
+
+    /// Joins or starts attempts until one brings a living token. One that was imported may have ended by the time that it
+    /// is on disk.
+    async fn living(&self, grant: &Grant, patience: UnixTime) -> Option<Token> {
+        let mut ended: Option<Token> = None;
+        loop {
+            let seen = ended.as_ref().map_or(grant, Token::grant);
+            let Some(Ended::Refreshed(mut token)) = self.0.demand(seen, patience).await else {
+                return None;
+            };
+            token.now = self.0.clock.now();
+            if token.grant().lives(token.now) {
+                return Some(token);
+            }
+            ended = Some(token);
         }
     }
 

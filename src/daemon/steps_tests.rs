@@ -161,7 +161,7 @@ impl Bench {
             .unwrap()
     }
 
-    async fn token(&self, user: &str) -> Result<Token, Problem> {
+    pub(in crate::daemon) async fn token(&self, user: &str) -> Result<Token, Problem> {
         let request = TokenRequest {
             key: key(user),
             min_ttl: Duration::from_secs(10),

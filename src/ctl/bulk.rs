@@ -21,7 +21,7 @@ use super::call_error::CallError;
 use super::client::{Call, Client};
 use super::failure::{Exit, Failure};
 use super::import::{self, Entry};
-use super::lines::read_lines;
+use super::lines::{Line, read_lines};
 use super::report::Record;
 use super::tally::{Place, Tally, place};
 
@@ -124,11 +124,11 @@ async fn fly_all(
     let mut told_to_stop = std::pin::pin!(told_to_stop);
     let (waits, mut waiting) = mpsc::unbounded_channel();
     let mut input = read_lines(input);
-    let mut lines = VecDeque::new();
+    let mut lines: VecDeque<io::Result<Line>> = VecDeque::new();
     let mut flights: JoinSet<Landed> = JoinSet::new();
     let mut flying: HashSet<Place> = HashSet::new();
     let mut next: Option<(u64, Entry)> = None;
-    let (mut ended, mut failed) = (false, None);
+    let mut ended = false;
     let mut told_that_it_waits = false;
     loop {
         let free = flights.len() < IN_FLIGHT;
@@ -148,11 +148,11 @@ async fn fly_all(
         if next.is_none()
             && let Some(line) = lines.pop_front()
         {
+            let line = line.map_err(|error| {
+                Failure::new(Exit::Io, format!("cannot read the input: {error}"))
+            })?;
             next = tally.look_at(session, line)?;
             continue;
-        }
-        if let Some(error) = failed.take_if(|_| next.is_none()) {
-            return Err(error);
         }
         if ended && next.is_none() && flights.is_empty() {
             return Ok(());
@@ -178,12 +178,7 @@ async fn fly_all(
             }
             batch = input.recv(), if next.is_none() && !ended => match batch {
                 None => ended = true,
-                Some((batch, end)) => {
-                    lines.extend(batch);
-                    failed = end.err().map(|error| {
-                        Failure::new(Exit::Io, format!("cannot read the input: {error}"))
-                    });
-                }
+                Some(batch) => lines.extend(batch),
             },
         }
     }

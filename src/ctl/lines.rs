@@ -20,8 +20,8 @@ pub(super) struct Line {
     pub text: Option<Vec<u8>>,
 }
 
-/// Some lines, and the error that the last of them ends in.
-pub(super) type Batch = (Vec<Line>, io::Result<()>);
+/// Lines that came together. An error is the last of all.
+pub(super) type Batch = Vec<io::Result<Line>>;
 
 /// Reads lines on a thread of its own, so that a slow input holds up no request. What has come is handed over at once, in
 /// batches where it comes fast: to hand over each line by itself would cost as much as to read it.
@@ -30,13 +30,14 @@ pub(super) type Batch = (Vec<Line>, io::Result<()>);
 pub(super) fn read_lines(input: Box<dyn Read + Send>) -> mpsc::Receiver<Batch> {
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     std::thread::spawn(move || {
-        let mut input = BufReader::with_capacity(1 << 16, input);
-        let (mut number, mut end) = (0, 0);
+        let mut lines = Lines {
+            input: BufReader::with_capacity(1 << 16, input),
+            number: 0,
+            end: 0,
+        };
         loop {
-            let mut lines = Vec::new();
-            let ended = read_batch(&mut input, &mut lines, &mut number, &mut end);
-            let last = !matches!(ended, Ok(true));
-            let batch = (lines, ended.map(drop));
+            let batch = lines.next_batch();
+            let last = !matches!(batch.last(), Some(Ok(_)));
             if sender.blocking_send(batch).is_err() || last {
                 return;
             }
@@ -45,28 +46,40 @@ pub(super) fn read_lines(input: Box<dyn Read + Send>) -> mpsc::Receiver<Batch> {
     receiver
 }
 
-/// Reads lines until the next one would have to be waited for. Returns whether there may be more.
-fn read_batch<R: Read>(
-    input: &mut BufReader<R>,
-    lines: &mut Vec<Line>,
-    number: &mut u64,
-    end: &mut u64,
-) -> io::Result<bool> {
-    let before = *end;
-    loop {
-        let Some((length, text)) = read_line(input)? else {
-            return Ok(false);
-        };
-        *number += 1;
-        *end += length;
-        lines.push(Line {
-            number: *number,
-            end: *end,
-            text,
-        });
-        if *end - before >= BATCH || !input.buffer().contains(&b'\n') {
-            return Ok(true);
+/// An input, and how far it was read.
+struct Lines<R> {
+    input: BufReader<R>,
+    number: u64,
+    end: u64,
+}
+
+impl<R: Read> Lines<R> {
+    /// Reads lines until the next one would have to be waited for. At the input's end there is none.
+    fn next_batch(&mut self) -> Batch {
+        let (mut batch, before) = (Vec::new(), self.end);
+        while let Some(line) = self.next() {
+            let last = line.is_err();
+            batch.push(line);
+            let enough = self.end - before >= BATCH;
+            if last || enough || !self.input.buffer().contains(&b'\n') {
+                break;
+            }
         }
+        batch
+    }
+
+    fn next(&mut self) -> Option<io::Result<Line>> {
+        let (length, text) = match read_line(&mut self.input) {
+            Ok(line) => line?,
+            Err(error) => return Some(Err(error)),
+        };
+        self.number += 1;
+        self.end += length;
+        Some(Ok(Line {
+            number: self.number,
+            end: self.end,
+            text,
+        }))
     }
 }
 
@@ -107,14 +120,17 @@ mod tests {
     fn read(input: impl Read + Send + 'static) -> Vec<(String, u64, u64)> {
         let mut batches = read_lines(Box::new(input));
         let mut seen = Vec::new();
-        while let Some((lines, ended)) = batches.blocking_recv() {
-            for line in &lines {
-                let text = String::from_utf8(line.text.clone().unwrap()).unwrap();
-                seen.push((text, line.number, line.end));
+        while let Some(batch) = batches.blocking_recv() {
+            let mut ending = batch.len().to_string();
+            for line in batch {
+                match line {
+                    Ok(line) => {
+                        let text = String::from_utf8(line.text.unwrap()).unwrap();
+                        seen.push((text, line.number, line.end));
+                    }
+                    Err(error) => ending = error.to_string(),
+                }
             }
-            let ending = ended
-                .err()
-                .map_or(format!("{}", lines.len()), |error| error.to_string());
             seen.push((ending, 0, 0));
         }
         seen
@@ -157,7 +173,7 @@ mod tests {
         let long = "x".repeat(1000) + "\n";
         let mut batches = read_lines(Box::new(io::Cursor::new(long.repeat(500))));
         let mut count = 0;
-        while let Some((lines, _)) = batches.blocking_recv() {
+        while let Some(lines) = batches.blocking_recv() {
             assert!(lines.len() as u64 <= BATCH / 1001 + 1, "{}", lines.len());
             count += lines.len();
         }

@@ -99,46 +99,34 @@ struct Attempt {
     wanted: Wanted,
 }
 
-/// A grant as it was read.
-struct Read {
-    found: Attemptable,
-    /// Its user's last activity, as it was in memory before.
-    seen_before: Option<UnixTime>,
-    /// Whether that was before its slot was ours.
-    is_early: bool,
-}
-
 impl Attempt {
     async fn run(&self) -> Result<Done, StoreError> {
         let (store, id) = (&self.shared.store, self.wanted.id);
-        let Some(early) = store.attemptable(id, self.shared.clock.now()).await? else {
+        // Without a mark, only what is read under the slot is of use: then the token is left sealed till then.
+        let (key, early) = if self.rotates() {
+            let found = store.attemptable(id, self.shared.clock.now()).await?;
+            (found.as_ref().map(|it| it.grant.key.clone()), found)
+        } else {
+            let grant = store.grant_by_id(id).await?;
+            (grant.map(|grant| grant.key), None)
+        };
+        let Some(key) = key else {
             return Ok(self.gone());
         };
         // Held until the outcome is on disk (I1, I2).
-        let key = early.grant.key.clone();
         let _slot = self.shared.slots.acquire(&key).await;
         // What was read before the slot was ours may be old by now, which the mark finds out.
-        if self.rotates() && !self.shared.owed.is_owed(id) {
-            let read = Read {
-                found: early,
-                seen_before: None,
-                is_early: true,
-            };
-            if let Some(done) = self.go(read).await? {
-                return Ok(done);
-            }
+        if let Some(early) = early.filter(|_| !self.shared.owed.is_owed(id))
+            && let Some(done) = self.go(early, None, true).await?
+        {
+            return Ok(done);
         }
         // Looked at before the store is, as what leaves the memory is written by then.
         let seen_before = self.shared.activity.in_memory(&key.namespace, &key.user);
         let Some(found) = store.attemptable(id, self.shared.clock.now()).await? else {
             return Ok(self.gone());
         };
-        let read = Read {
-            found,
-            seen_before,
-            is_early: false,
-        };
-        let done = self.go(read).await?;
+        let done = self.go(found, seen_before, false).await?;
         Ok(done.expect("what was read in time rules"))
     }
 
@@ -146,14 +134,15 @@ impl Attempt {
         self.live.config.policy.rotation.rotates()
     }
 
-    /// Does what is to be done by what was read. Returns `None` if that may be too old for it: only a refresh whose mark
-    /// finds the row as it was read goes on by what was read early.
-    async fn go(&self, read: Read) -> Result<Option<Done>, StoreError> {
-        let Read {
-            found,
-            seen_before,
-            is_early,
-        } = read;
+    /// Does what is to be done by what was found. `seen_before` is its user's last activity as it was in memory before,
+    /// and `is_early` whether all that was before the slot was ours. Returns `None` if it may be too old then: only a
+    /// refresh whose mark finds the row as it was goes on.
+    async fn go(
+        &self,
+        found: Attemptable,
+        seen_before: Option<UnixTime>,
+        is_early: bool,
+    ) -> Result<Option<Done>, StoreError> {
         let Attemptable {
             mut grant,
             last_active_at,

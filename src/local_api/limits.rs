@@ -206,8 +206,8 @@ impl<S> Deadlines<S> {
                 clippy::disallowed_methods,
                 reason = "only the runtime's timers are measured by it"
             )]
-            let now = Instant::now();
-            self.deadline = now + limit;
+            let began = Instant::now();
+            self.deadline = began + limit;
             if self.deadline < self.read_timer.deadline() {
                 self.read_timer.as_mut().reset(self.deadline);
             }

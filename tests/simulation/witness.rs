@@ -287,20 +287,14 @@ impl Witness {
         if let Some(presented) = &presented {
             self.restored.remove(presented);
         }
-        if let Some(fate) = presented.and_then(|token| self.fates.remove(&token))
-            && fate.open > 1
-        {
-            self.stats.saved_by_replay += 1;
-            self.overtaken.extend(
-                commit
-                    .tokens
-                    .refresh_token
-                    .iter()
-                    .map(|it| it.expose().to_owned()),
-            );
-        }
+        let fate = presented.and_then(|token| self.fates.remove(&token));
+        let overtakes = fate.is_some_and(|fate| fate.open > 1);
+        self.stats.saved_by_replay += u64::from(overtakes);
         if let Some(token) = &commit.tokens.refresh_token {
             self.owners.insert(token.expose().to_owned(), id);
+            if overtakes {
+                self.overtaken.insert(token.expose().to_owned());
+            }
         }
         self.vouched
             .extend(commit.tokens.access_token.iter().map(text));

@@ -10,6 +10,9 @@ use crate::stock::{self, MAIN, OTHER};
 use crate::yardsticks::Server;
 use crate::{Error, Lab};
 
+/// Requests at once at each provider of the usual stock.
+pub const IN_FLIGHT: usize = 256;
+
 /// Row 1: a hot set that the cache holds.
 pub fn hot(lab: &Lab) -> Result<Vec<Line>, Error> {
     against_redis(lab, "1", lab.of(5_000, 100), 1.0)
@@ -25,9 +28,10 @@ pub fn with_stock(lab: &Lab, name: &str, grants: u64) -> Result<(Site, Setup, Pr
     let site = Site::new(lab, name)?;
     stock::put(lab, &site, grants)?;
     let server = Provider::start(Duration::ZERO)?;
+    let max_in_flight = format!("max-in-flight = {IN_FLIGHT}");
     let setup = Setup::default()
-        .with(MAIN, server.port, "max-in-flight = 256")
-        .with(OTHER, server.port, "max-in-flight = 256");
+        .with(MAIN, server.port, &max_in_flight)
+        .with(OTHER, server.port, &max_in_flight);
     Ok((site, setup, server))
 }
 

@@ -1,7 +1,5 @@
 //! Rows 5 and 6: refreshing as fast as it goes, and starting with a big table.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use freshd::profile::{ClientAuth, Registration};
@@ -9,10 +7,11 @@ use freshd::refresh::time::UnixTime;
 use freshd::refresh::token::RefreshToken;
 use freshd::refresh::token_response::Outcome;
 use freshd::token_endpoint::{Client, Outbound};
+use futures_util::{StreamExt, stream};
 use rusqlite::params;
 use url::Url;
 
-use super::reads::with_stock;
+use super::reads::{IN_FLIGHT, with_stock};
 use crate::daemon::Site;
 use crate::process::Cost;
 use crate::provider::{Hit, Provider};
@@ -20,9 +19,6 @@ use crate::report::{Aim, Line, median};
 use crate::stock::{self, MAIN};
 use crate::yardsticks::raw_refreshes;
 use crate::{Error, Lab};
-
-/// Requests at once, freshd's `max-in-flight` here.
-const IN_FLIGHT: usize = 256;
 
 /// Nothing that is waited for here takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -110,26 +106,21 @@ fn requests_alone(server: &Provider, count: u64) -> Result<f64, Error> {
         .build()?;
     server.take_hits();
     runtime.block_on(async {
-        let nths = Arc::new(AtomicU64::new(0));
-        let mut flights = tokio::task::JoinSet::new();
-        for _ in 0..IN_FLIGHT {
-            let (client, nths) = (client.clone(), Arc::clone(&nths));
-            flights.spawn(async move {
-                loop {
-                    let nth = nths.fetch_add(1, Ordering::Relaxed);
-                    if nth >= count {
-                        return Ok(());
-                    }
-                    let token = RefreshToken::new(stock::refresh_token(nth, 1));
-                    let outcome = client.refresh(&token, UnixTime::EPOCH).await;
-                    if !matches!(outcome, Outcome::Tokens(_)) {
-                        return Err(format!("a request ended with {}", outcome.name()));
-                    }
-                }
-            });
-        }
-        while let Some(flight) = flights.join_next().await {
-            flight??;
+        let request = |nth| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let token = RefreshToken::new(stock::refresh_token(nth, 1));
+                client.refresh(&token, UnixTime::EPOCH).await
+            })
+        };
+        let mut outcomes = stream::iter(0..count)
+            .map(request)
+            .buffer_unordered(IN_FLIGHT);
+        while let Some(outcome) = outcomes.next().await {
+            let outcome = outcome?;
+            if !matches!(outcome, Outcome::Tokens(_)) {
+                return Err(format!("a request ended with {}", outcome.name()).into());
+            }
         }
         Ok::<(), Error>(())
     })?;
@@ -138,7 +129,13 @@ fn requests_alone(server: &Provider, count: u64) -> Result<f64, Error> {
 
 /// Row 5.
 pub fn durable(lab: &Lab) -> Result<Vec<Line>, Error> {
-    durable_at(lab, "5", lab.grants(), lab.of(20_000, 300)).map(|line| vec![line])
+    let count = lab.of(20_000, 300);
+    let line = durable_at(lab, "5", lab.grants(), count)?;
+    let server = Provider::start(Duration::ZERO)?;
+    let alone: Result<Vec<f64>, Error> = (0..lab.rounds())
+        .map(|_| requests_alone(&server, count))
+        .collect();
+    Ok(vec![line.detail("requests alone, 1/s", median(alone?))])
 }
 
 /// Refreshes, and raw updates, of so many grants in turns.
@@ -150,7 +147,6 @@ pub fn durable_at(
 ) -> Result<Line, Error> {
     let (site, setup, server) = with_stock(lab, row_name, grants)?;
     let (mut rounds, mut ours, mut theirs, mut resident) = (vec![], vec![], vec![], vec![]);
-    let mut alone = vec![];
     for round in 0..lab.rounds() {
         let nths = some(grants, count, 2 * round);
         make_due(&site, &nths)?;
@@ -176,7 +172,6 @@ pub fn durable_at(
             .map(row)
             .collect();
         let raw = raw_refreshes(&site.database(), &others)?;
-        alone.push(requests_alone(&server, count)?);
         rounds.push((rate(&hits), raw.per_second));
         ours.push(cost.cpu.as_secs_f64() * 1e6 / hits.len() as f64);
         theirs.push(raw.cpu_micros);
@@ -187,8 +182,7 @@ pub fn durable_at(
         .aim(Aim::AtLeast(0.6))
         .detail("cpu us, freshd, its start included", median(ours))
         .detail("cpu us, yardstick", median(theirs))
-        .detail("resident MiB", median(resident))
-        .detail("requests alone, 1/s", median(alone)))
+        .detail("resident MiB", median(resident)))
 }
 
 /// Row 6.

@@ -92,6 +92,7 @@ fn commit<T>(
             // The write may be in the log although it failed, and then a crash brings it back.
             if world.sim.chance(0.3) {
                 let mut limbo = world.durable.borrow().clone();
+                limbo.written_at = Some(world.wall());
                 world.witness.borrow_mut().rehearsal = true;
                 let written = write(world, &mut limbo);
                 world.witness.borrow_mut().rehearsal = false;

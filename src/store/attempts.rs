@@ -154,7 +154,20 @@ fn begin(
          ON CONFLICT DO UPDATE SET presented = presented + 1",
         params![id.0, at.as_millis()],
     )?;
-    Ok(Cas::Applied(load(session, id)?))
+    let mark = match grant.mark {
+        None => Mark {
+            first_sent_at: at,
+            presented: 1,
+        },
+        Some(mark) => Mark {
+            presented: mark.presented.saturating_add(1),
+            ..mark
+        },
+    };
+    Ok(Cas::Applied(Grant {
+        mark: Some(mark),
+        ..grant
+    }))
 }
 
 fn take_back_mark(session: &Session<'_>, id: GrantId) -> Result<(), Trouble> {
@@ -195,7 +208,7 @@ fn commit_tokens(session: &Session<'_>, commit: &TokenCommit) -> Result<Cas, Tro
         remembered.add(session, token);
     }
     session.write(
-        "UPDATE grants SET version = version + 1, generation = ?2, standing = ?3, reason = ?4,
+        "UPDATE OR FAIL grants SET version = version + 1, generation = ?2, standing = ?3, reason = ?4,
             standing_since = ?5, token_type = ?6, obtained_at = ?7, expires_at = ?8, scope = ?9,
             due_at = ?10, refreshed_at = ?11, attempted_at = ?11, failures = 0,
             last_failure = NULL, unused_refreshes = ?12, key_id = ?13, access_token = ?14,
@@ -287,7 +300,7 @@ fn fail(
         _ => failure.due_at,
     };
     session.write(
-        "UPDATE grants SET version = version + 1, standing = ?2, reason = ?3,
+        "UPDATE OR FAIL grants SET version = version + 1, standing = ?2, reason = ?3,
             standing_since = ?4, due_at = ?5, attempted_at = ?6, failures = ?7, last_failure = ?8,
             refused_since = ?9
          WHERE id = ?1",

@@ -322,7 +322,7 @@ fn put_standing(
         at
     };
     session.write(
-        "UPDATE grants SET version = version + 1, standing = ?2, reason = ?3,
+        "UPDATE OR FAIL grants SET version = version + 1, standing = ?2, reason = ?3,
             standing_since = ?4, due_at = ?5
          WHERE id = ?1",
         params![
@@ -375,6 +375,25 @@ fn replace(session: &Session<'_>, grant: &Grant, import: &Import) -> Result<Gran
     Ok(now)
 }
 
+/// Writes the row of a new grant, whose number SQLite gives: one that is given to it may be none, and then it would copy all
+/// pages first that the row changes.
+const INSERT: &str = "INSERT OR FAIL INTO grants (namespace, user, provider, account, version,
+        generation, standing, reason, standing_since, token_type, obtained_at, expires_at, scope,
+        due_at, imported_at, failures, unused_refreshes, key_id, access_token, refresh_token,
+        refresh_tokens, refresh_token_expires_at, refresh_token_warn_at)
+     VALUES (?2, ?3, ?4, ?5, 1, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?9, 0, 0, ?15, ?16,
+        ?17, ?18, ?19, ?20)";
+
+/// Writes over the row of a grant; its values are those of [`INSERT`].
+const REPLACE: &str = "UPDATE OR FAIL grants SET version = version + 1, generation = ?6,
+        standing_since = iif(standing = ?7 AND reason = ?8, standing_since, ?9), standing = ?7,
+        reason = ?8, token_type = ?10, obtained_at = ?11, expires_at = ?12, scope = ?13,
+        due_at = ?14, imported_at = ?9, refreshed_at = NULL, attempted_at = NULL, failures = 0,
+        last_failure = NULL, unused_refreshes = 0, key_id = ?15, access_token = ?16,
+        refresh_token = ?17, refresh_tokens = ?18, refused_since = NULL,
+        refresh_token_expires_at = ?19, refresh_token_warn_at = ?20
+     WHERE id = ?1";
+
 /// Writes the row of an import, or writes over it.
 fn put_import(
     session: &Session<'_>,
@@ -393,20 +412,9 @@ fn put_import(
         refresh_token,
         expires_at,
     } = rows::seal(session, id, key, generation, tokens);
+    let is_new = generation == 1;
     session.write(
-        "INSERT INTO grants (id, namespace, user, provider, account, version, generation, standing,
-            reason, standing_since, token_type, obtained_at, expires_at, scope, due_at,
-            imported_at, failures, unused_refreshes, key_id, access_token, refresh_token,
-            refresh_tokens, refresh_token_expires_at, refresh_token_warn_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?9, 0, 0, ?15,
-            ?16, ?17, ?18, ?19, ?20)
-         ON CONFLICT (id) DO UPDATE SET version = version + 1, generation = ?6,
-            standing_since = iif(standing = ?7 AND reason = ?8, standing_since, ?9),
-            standing = ?7, reason = ?8, token_type = ?10, obtained_at = ?11, expires_at = ?12,
-            scope = ?13, due_at = ?14, imported_at = ?9, refreshed_at = NULL, attempted_at = NULL,
-            failures = 0, last_failure = NULL, unused_refreshes = 0, key_id = ?15,
-            access_token = ?16, refresh_token = ?17, refresh_tokens = ?18, refused_since = NULL,
-            refresh_token_expires_at = ?19, refresh_token_warn_at = ?20",
+        if is_new { INSERT } else { REPLACE },
         params![
             id.0,
             key.namespace,
@@ -430,7 +438,10 @@ fn put_import(
             millis(tokens.refresh_token_end.and_then(|end| end.warn_at)),
         ],
     )?;
-    let event = if generation == 1 {
+    if is_new && session.conn.last_insert_rowid() != id.0 {
+        return Err(rows::misnumbered());
+    }
+    let event = if is_new {
         Event::Imported
     } else {
         Event::Replaced
@@ -440,7 +451,11 @@ fn put_import(
         received: tokens.refresh_token.as_ref().and(remembered.newest()),
         ..Entry::new(event, import.at, generation)
     };
-    history::tell(session, id, &imported)?;
+    if is_new {
+        history::begin(session, id, &imported)?;
+    } else {
+        history::tell(session, id, &imported)?;
+    }
     load(session, id)
 }
 

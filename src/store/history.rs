@@ -227,6 +227,22 @@ pub(super) fn tell(session: &Session<'_>, id: GrantId, next: &Entry) -> Result<(
         return Ok(());
     }
     let number = last.map_or(1, |(number, _)| number.saturating_add(1));
+    put(session, id, number, next)?;
+    if number > ENTRIES {
+        session.write(
+            "DELETE FROM history WHERE grant_id = ?1 AND number <= ?2",
+            params![id.0, number - ENTRIES],
+        )?;
+    }
+    Ok(())
+}
+
+/// Writes the first entry of a new grant's story.
+pub(super) fn begin(session: &Session<'_>, id: GrantId, first: &Entry) -> Result<(), Trouble> {
+    put(session, id, 1, first)
+}
+
+fn put(session: &Session<'_>, id: GrantId, number: i64, next: &Entry) -> Result<(), Trouble> {
     session.write(
         "INSERT INTO history (grant_id, number, event, first_at, last_at, times, generation, detail,
             status, changed_by, presented, received)
@@ -246,12 +262,6 @@ pub(super) fn tell(session: &Session<'_>, id: GrantId, next: &Entry) -> Result<(
             next.received.map(|short| short.0),
         ],
     )?;
-    if number > ENTRIES {
-        session.write(
-            "DELETE FROM history WHERE grant_id = ?1 AND number <= ?2",
-            params![id.0, number - ENTRIES],
-        )?;
-    }
     Ok(())
 }
 

@@ -90,8 +90,15 @@ pub(super) fn next_id(session: &Session<'_>) -> Result<GrantId, Trouble> {
         coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'grants'), 0),
         coalesce((SELECT max(id) FROM grants), 0))";
     let next = session.first(sql, [], |row| row.get(0))?;
-    let none = || Trouble::Sqlite(rusqlite::Error::QueryReturnedNoRows);
-    next.map(GrantId).ok_or_else(none)
+    next.map(GrantId).ok_or_else(misnumbered)
+}
+
+/// What is wrong where SQLite's own counter gives another number than [`next_id`]: a token bound to that would never open.
+pub(super) fn misnumbered() -> Trouble {
+    Trouble::Sqlite(rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+        Some("sqlite_sequence does not count the rows of grants".into()),
+    ))
 }
 
 pub(super) fn last_activity(

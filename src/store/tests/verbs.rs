@@ -14,6 +14,11 @@ async fn a_new_grant_never_takes_another_ones_row_or_a_deleted_ones_number() {
     assert_eq!(bench.store.grant(&anna.key).await, Ok(Some(anna)));
     bench.store.delete(&bea.key, at(1), false).await.unwrap();
     assert!(bench.import("cleo").await.id > bea.id);
+
+    bench.edit("UPDATE sqlite_sequence SET seq = 'many' WHERE name = 'grants'");
+    let dora = bench.store.import(import("dora")).await;
+    assert_eq!(dora.unwrap_err(), StoreError::Damaged);
+    assert_eq!(bench.store.grant(&key("dora")).await, Ok(None));
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ pub(super) async fn commit(
             if spilled.is_some() {
                 unspill(shared).await;
             }
-            return committed;
+            return steps::restamped(shared, committed).await;
         }
         Err(error) => error,
     };

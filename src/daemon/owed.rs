@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::shared::{Shared, lock};
+use super::steps;
 use crate::refresh::grant::{Grant, GrantId, Standing};
+use crate::refresh::time::UnixTime;
 use crate::store::{Cas, Failure, StoreError};
 
 /// The newest failure of each grant that could not be recorded, with the generation that was presented.
@@ -39,15 +41,17 @@ pub(super) async fn record(
 ) -> Result<Cas, StoreError> {
     let (id, generation) = (grant.id, grant.generation);
     let recorded = shared.store.record_failure(id, generation, failure.clone());
-    let recorded = recorded.await;
-    match recorded {
-        // An older one that is still owed must not be written over it.
-        Ok(_) => shared.owed.forget(id),
-        Err(_) => {
+    match recorded.await {
+        Ok(recorded) => {
+            // An older one that is still owed must not be written over it.
+            shared.owed.forget(id);
+            Ok(steps::restamped(shared, recorded).await)
+        }
+        Err(error) => {
             lock(&shared.owed.0).insert(id, (generation, failure));
+            Err(error)
         }
     }
-    recorded
 }
 
 /// Writes what is owed of a grant, whose slot the caller holds, and returns the grant with it, written or not.
@@ -60,7 +64,13 @@ pub(super) async fn paid(
     grant: Grant,
     rotates: bool,
 ) -> Result<Grant, StoreError> {
-    let owed = lock(&shared.owed.0).get(&grant.id).cloned();
+    let now = shared.clock.now();
+    let owed = lock(&shared.owed.0)
+        .get_mut(&grant.id)
+        .map(|(generation, failure)| {
+            set_back(failure, now);
+            (*generation, failure.clone())
+        });
     let Some((generation, failure)) = owed else {
         return Ok(grant);
     };
@@ -78,6 +88,16 @@ pub(super) async fn paid(
         Err(error) if rotates => Err(error),
         Err(_) if grant.generation != generation => Ok(grant),
         Err(_) => Ok(failed(grant, &failure)),
+    }
+}
+
+/// Takes a failure from the future as of now, once: the clock was set back since.
+fn set_back(failure: &mut Failure, now: UnixTime) {
+    if failure.at > now {
+        let pause = failure.due_at.map(|due_at| due_at.since(failure.at));
+        failure.due_at = pause.map(|pause| now + pause);
+        failure.refused_since = failure.refused_since.map(|since| since.min(now));
+        failure.at = now;
     }
 }
 

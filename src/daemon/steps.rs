@@ -7,12 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::clock::Clock;
 use super::driver::Event;
 use super::shared::Shared;
 use super::watch::{SMALLEST_STEP, Step};
-use crate::refresh::grant::{Grant, GrantId};
+use crate::refresh::grant::GrantId;
 use crate::refresh::time::UnixTime;
-use crate::store::{Cas, StoreError};
+use crate::store::{Cas, Restamper, StoreError};
 
 /// Rows that are restamped in one transaction.
 const BATCH: usize = 500;
@@ -75,25 +76,29 @@ fn set_back(shared: &Arc<Shared>, now: UnixTime, by: Duration) {
     });
 }
 
-/// What became of a commit, restamped if the clock was set back while its token set was held.
+/// What became of a commit, restamped if the clock was set back while it was on its way to the disk: it may have come there
+/// when all other rows were restamped.
 pub(super) async fn restamped(shared: &Shared, committed: Cas) -> Cas {
     let Cas::Applied(grant) = committed else {
         return committed;
     };
-    let now = shared.clock.now();
-    let restamper = move |grant: &Grant| grant.restamped(now, Duration::ZERO);
+    let restamper = restamper(&shared.clock, Duration::ZERO);
     if restamper(&grant).is_none() {
         return Cas::Applied(grant);
     }
     // Whatever fails here, every reader restamps what is from the future for itself.
-    let _ = shared
-        .store
-        .restamp(vec![grant.id], Box::new(restamper))
-        .await;
+    let _ = shared.store.restamp(vec![grant.id], restamper).await;
     match shared.store.grant_by_id(grant.id).await {
         Ok(Some(restamped)) => Cas::Applied(restamped),
         Ok(None) | Err(_) => Cas::Applied(grant),
     }
+}
+
+/// Takes the future of a row as what is later than the clock when the row is written. By an earlier look at the clock, what it
+/// has stamped since would be set back as well.
+pub(super) fn restamper(clock: &Clock, by: Duration) -> Restamper {
+    let clock = clock.clone();
+    Box::new(move |grant| grant.restamped(clock.now(), by))
 }
 
 /// Restamps all grants with stamps from the future. What is written meanwhile is stamped by the new clock.
@@ -105,8 +110,8 @@ async fn restamp(shared: &Shared, by: Duration) -> Result<(), StoreError> {
         let Some(last) = ids.last().copied() else {
             break;
         };
-        let restamp = Box::new(move |grant: &Grant| grant.restamped(now, by));
-        grants += shared.store.restamp(ids, restamp).await?;
+        let restamper = restamper(&shared.clock, by);
+        grants += shared.store.restamp(ids, restamper).await?;
         after = Some(last);
     }
     if grants > 0 {

@@ -432,6 +432,35 @@ async fn a_clock_that_was_set_back_by_40_s_unnoticed_holds_up_no_refresh() {
 }
 
 #[tokio::test]
+async fn what_is_stamped_after_the_clock_was_set_back_is_not_set_back_with_the_rest() {
+    let bench = Bench::start("").await;
+    let restamper = crate::daemon::steps::restamper(&bench.clock, HOUR);
+    bench.clock.pass(HOUR);
+    bench.import("ann", json!({})).await;
+    assert_eq!(restamper(&bench.grant("ann").await), None);
+}
+
+#[tokio::test]
+async fn a_failure_that_the_disk_refused_before_the_clock_was_set_back_holds_up_no_refresh() {
+    let bench = Bench::start("").await;
+    bench.import("ann", json!({})).await;
+    let store = bench.shared().store.clone();
+    bench.server.answer_with(move |_| {
+        store.refuse_writes(true);
+        (500, Value::Null)
+    });
+    bench.clock.pass(HOUR);
+    bench.until_presented(1).await;
+    bench.set_back(8 * HOUR);
+    bench.shared().store.refuse_writes(false);
+    let recorded = async || Some(bench.grant("ann").await).filter(|grant| grant.failures > 0);
+    let grant = bench.until("the failure to be recorded", recorded).await;
+    let now = bench.clock.now();
+    assert!(grant.attempted_at.unwrap() <= now);
+    assert!(grant.due_at.unwrap().since(now) < HOUR);
+}
+
+#[tokio::test]
 async fn a_refusal_nobody_explains_ends_a_grant_a_day_past_expiry_and_an_import_clears_it() {
     let bench = Bench::start("").await;
     bench.server.answer_with(|presented| match presented {

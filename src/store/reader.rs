@@ -208,7 +208,7 @@ fn in_transaction<T>(
     session.conn.prepare_cached("BEGIN DEFERRED")?.execute([])?;
     let read = work(session);
     // A transaction left open would keep the log from ever being reused.
-    session.conn.execute_batch("ROLLBACK")?;
+    session.conn.prepare_cached("ROLLBACK")?.execute([])?;
     read
 }
 

@@ -293,6 +293,7 @@ fn prepare(
     let restored = change(&mut conn).map_err(|trouble| match trouble {
         Trouble::Sqlite(source) => sql(source),
         Trouble::NoRoom => io(io::ErrorKind::StorageFull.into()),
+        Trouble::ReadOnly => io(io::ErrorKind::ReadOnlyFilesystem.into()),
         Trouble::Gone(_) => io(io::ErrorKind::NotFound.into()),
     })?;
     if let Some(reason) = unsound {

@@ -24,8 +24,10 @@ pub(super) fn has_room(dir: &Path, bytes: u64) -> bool {
 pub(super) enum Trouble {
     /// SQLite said so.
     Sqlite(rusqlite::Error),
-    /// The file system has no room, or is read-only.
+    /// The file system has no room.
     NoRoom,
+    /// The file system takes no writes, whatever room it has.
+    ReadOnly,
     /// What is open is no longer what lies at its path: this file.
     Gone(PathBuf),
 }
@@ -41,6 +43,7 @@ impl Trouble {
     pub(super) fn store_error(&self) -> StoreError {
         match self {
             Trouble::NoRoom => StoreError::NoSpace,
+            Trouble::ReadOnly => StoreError::Unavailable,
             Trouble::Gone(_) => StoreError::Gone,
             Trouble::Sqlite(_) if self.is_the_disks() => StoreError::Unavailable,
             Trouble::Sqlite(_) => StoreError::Damaged,
@@ -49,8 +52,10 @@ impl Trouble {
 
     /// Returns whether the disk, and not this verb, is at fault: then nothing else can be written either.
     pub(super) fn is_the_disks(&self) -> bool {
-        let Trouble::Sqlite(rusqlite::Error::SqliteFailure(error, _)) = self else {
-            return false;
+        let error = match self {
+            Trouble::ReadOnly => return true,
+            Trouble::Sqlite(rusqlite::Error::SqliteFailure(error, _)) => error,
+            _ => return false,
         };
         matches!(
             error.code,
@@ -71,6 +76,7 @@ impl Trouble {
     pub(super) fn text(&self) -> String {
         match self {
             Trouble::NoRoom => "the file system has no room".into(),
+            Trouble::ReadOnly => "the file system is read-only".into(),
             Trouble::Gone(file) => format!(
                 "{} was deleted or replaced under the running freshd; stop it and put a copy back (freshctl restore)",
                 file.display()
@@ -129,7 +135,10 @@ impl Disk {
             return Ok(());
         };
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < ROOM || stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+            return Err(Trouble::ReadOnly);
+        }
+        if free < ROOM {
             return Err(Trouble::NoRoom);
         }
         Ok(())

@@ -816,5 +816,6 @@ async fn an_import_that_is_told_to_stop_ends_at_once_and_says_what_is_done() {
     let mut said = String::new();
     let mut stdout = importing.stdout.take().unwrap();
     stdout.read_to_string(&mut said).await.unwrap();
-    assert!(said.contains("1 created"), "{said}");
+    assert!(said.contains("2 lines: 1 created"), "{said}");
+    assert!(said.contains("1 without an answer"), "{said}");
 }

@@ -81,6 +81,14 @@ fn sentence(totals: &Totals) -> String {
     if totals.skipped > 0 {
         text.push_str(&format!(", {} skipped", totals.skipped));
     }
+    let told =
+        totals.created + totals.replaced + totals.unchanged + totals.not_taken + totals.skipped;
+    let unanswered = totals.lines.saturating_sub(told);
+    if unanswered > 0 {
+        text.push_str(&format!(
+            ", {unanswered} without an answer, which may have been taken"
+        ));
+    }
     text.push('\n');
     text
 }

@@ -84,13 +84,14 @@ pub(super) fn by_id(session: &Session<'_>, id: GrantId) -> Result<Option<Grant>,
     session.first(select_grant!("WHERE g.id = ?1"), [id.0], grant)
 }
 
-/// Returns the number of the next grant: none is used twice, whatever somebody wrote into SQLite's own counter.
+/// Returns the number that SQLite gives to the next grant: never that of another one, whatever somebody wrote into its counter.
 pub(super) fn next_id(session: &Session<'_>) -> Result<GrantId, Trouble> {
     let sql = "SELECT 1 + max(
         coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'grants'), 0),
         coalesce((SELECT max(id) FROM grants), 0))";
-    let next = session.first(sql, [], |row| row.get(0))?;
-    next.map(GrantId).ok_or_else(misnumbered)
+    // A sum that is too large is no integer any more.
+    let next = session.first(sql, [], |row| Ok(row.get(0).ok()))?;
+    next.flatten().map(GrantId).ok_or_else(misnumbered)
 }
 
 /// What is wrong where SQLite's own counter gives another number than [`next_id`]: a token bound to that would never open.

@@ -15,10 +15,14 @@ async fn a_new_grant_never_takes_another_ones_row_or_a_deleted_ones_number() {
     bench.store.delete(&bea.key, at(1), false).await.unwrap();
     assert!(bench.import("cleo").await.id > bea.id);
 
-    bench.edit("UPDATE sqlite_sequence SET seq = 'many' WHERE name = 'grants'");
-    let dora = bench.store.import(import("dora")).await;
-    assert_eq!(dora.unwrap_err(), StoreError::Damaged);
-    assert_eq!(bench.store.grant(&key("dora")).await, Ok(None));
+    for seq in ["'many'", "9223372036854775807"] {
+        bench.edit(&format!(
+            "UPDATE sqlite_sequence SET seq = {seq} WHERE name = 'grants'"
+        ));
+        let dora = bench.store.import(import("dora")).await;
+        assert_eq!(dora.unwrap_err(), StoreError::Damaged);
+        assert_eq!(bench.store.grant(&key("dora")).await, Ok(None));
+    }
 }
 
 #[tokio::test]

@@ -83,8 +83,8 @@ fn run(arguments: &[String]) -> Result<bool, Error> {
     raise_file_limit()?;
     let (mut lines, mut left_out, mut good) = (Vec::<Line>::new(), Vec::new(), true);
     report::print_head();
-    for (names, measure) in rows::ALL {
-        if !wanted.is_empty() && !wanted.iter().any(|name| names.contains(&name.as_str())) {
+    for (row, measure) in rows::ALL {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == row) {
             continue;
         }
         match measure(&lab) {
@@ -93,16 +93,25 @@ fn run(arguments: &[String]) -> Result<bool, Error> {
                 lines.extend(measured);
             }
             Err(error) => {
-                good &= error.is::<Missing>();
-                println!("{:>5}  LEFT OUT: {error}", names[0]);
-                left_out.push((names.join(","), error.to_string()));
+                let missing = error.is::<Missing>();
+                good &= missing;
+                let what = if missing { "LEFT OUT" } else { "FAILED" };
+                println!("{row:>5}  {what}: {error}");
+                left_out.push((row.to_string(), error.to_string()));
             }
         }
     }
-    let file = lab.directory.join("results.json");
+    let file = lab.directory.join(file_name(&lab, &wanted));
     report::write(&file, lab.small, &lines, &left_out)?;
     println!("written to {}", file.display());
     Ok(good)
+}
+
+/// What a short run measured does not replace what took an hour.
+fn file_name(lab: &Lab, wanted: &[String]) -> String {
+    let which = wanted.iter().map(|row| format!("-{row}"));
+    let small = if lab.small { "-small" } else { "" };
+    format!("results{}{small}.json", which.collect::<String>())
 }
 
 fn arguments_of(arguments: &[String]) -> Result<(Lab, Vec<String>), Error> {
@@ -113,10 +122,8 @@ fn arguments_of(arguments: &[String]) -> Result<(Lab, Vec<String>), Error> {
             "--binaries" => binaries = arguments.next(),
             "--directory" => directory = arguments.next(),
             "--small" => small = true,
-            row if rows::ALL.iter().any(|(names, _)| names.contains(&row)) => {
-                rows.push(row.to_owned())
-            }
-            other => return Err(format!("there is no row {other}").into()),
+            row if rows::ALL.iter().any(|(name, _)| *name == row) => rows.push(row.to_owned()),
+            other => return Err(format!("there is no row {other:?}: {}", names()).into()),
         }
     }
     let (Some(binaries), Some(directory)) = (binaries, directory) else {
@@ -128,6 +135,12 @@ fn arguments_of(arguments: &[String]) -> Result<(Lab, Vec<String>), Error> {
         small,
     };
     Ok((lab, rows))
+}
+
+/// What can be asked for.
+fn names() -> String {
+    let rows: Vec<&str> = rows::ALL.iter().map(|(name, _)| *name).collect();
+    format!("what there is are {}, and --small", rows.join(" "))
 }
 
 /// Ten thousand connections are more than the usual limit.

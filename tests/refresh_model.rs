@@ -448,7 +448,6 @@ proptest! {
             }
         }
         let passed = now.since(START).as_secs_f64();
-        let burst = (rate / 10.0).max(1.0);
-        prop_assert!(f64::from(begun) <= passed * rate + burst + 1.0, "{begun} in {passed} s at {rate}/s");
+        prop_assert!(f64::from(begun) <= passed * rate + 1.0 + rate * 0.02, "{begun} in {passed} s at {rate}/s");
     }
 }

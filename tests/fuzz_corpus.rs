@@ -117,3 +117,15 @@ fn any_stored_row_is_read_or_refused() {
     assert!(row.mark.is_some() && row.refused_since.is_some());
     feed("stored_row", 3_000, inputs::stored_row);
 }
+
+#[test]
+fn a_sealed_value_opens_and_no_changed_one_does() {
+    let good = freshd::store::sealed("a refresh token");
+    assert!(freshd::store::opens_as_sealed(&good));
+    for at in 0..good.len() {
+        assert!(!freshd::store::opens_as_sealed(&good[..at]), "cut at {at}");
+        let mut changed = good.clone();
+        changed[at] ^= 1;
+        assert!(!freshd::store::opens_as_sealed(&changed), "changed at {at}");
+    }
+}

@@ -79,7 +79,9 @@ pub use revocations::{RevocationId, RevocationJob};
 pub use rotation::{Keys, Page, Place, Retired, RotationError};
 pub use schedule::{Filter, Rescheduler};
 #[doc(hidden)]
-pub use stored_row::{opens_as_sealed, read_untrusted_row};
+pub use schema::VERSION as SCHEMA_VERSION;
+#[doc(hidden)]
+pub use stored_row::{opens_as_sealed, read_untrusted_row, sealed};
 
 use erasures::Erasures;
 use keyring::SharedKeyring;

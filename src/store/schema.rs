@@ -12,7 +12,7 @@ use super::session::{Session, Trouble};
 /// "frsh": marks the file as ours.
 pub(super) const APPLICATION_ID: i64 = 0x6672_7368;
 /// The schema this freshd writes.
-pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+pub const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// One step per version, never edited once released. `user_version` counts the steps taken.
 const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7, V8, V9];

@@ -33,21 +33,28 @@ pub fn read_untrusted_row(bytes: &[u8]) -> Result<Grant, String> {
 /// Returns whether `bytes` open as a sealed value. Bytes that no holder of the key made never do.
 #[doc(hidden)]
 pub fn opens_as_sealed(bytes: &[u8]) -> bool {
-    let bound = Bound {
-        purpose: Purpose::Refresh,
-        row: 7,
-        namespace: "default",
-        user: "anna",
-        provider: "box",
-        account: "",
-        generation: 3,
-        expires_at: None,
-        scope: None,
-    };
-    static SEALER: LazyLock<Sealer> =
-        LazyLock::new(|| Sealer::new(Guarded::of(&[7; 32]), [7; 16], 1));
-    SEALER.open(&bound, bytes).is_ok()
+    SEALER.open(&BOUND, bytes).is_ok()
 }
+
+/// Returns `secret` sealed so that [`opens_as_sealed`] opens it.
+#[doc(hidden)]
+pub fn sealed(secret: &str) -> Vec<u8> {
+    SEALER.seal(&BOUND, secret)
+}
+
+static SEALER: LazyLock<Sealer> = LazyLock::new(|| Sealer::new(Guarded::of(&[7; 32]), [7; 16], 1));
+
+const BOUND: Bound<'_> = Bound {
+    purpose: Purpose::Refresh,
+    row: 7,
+    namespace: "default",
+    user: "anna",
+    provider: "box",
+    account: "",
+    generation: 3,
+    expires_at: None,
+    scope: None,
+};
 
 fn value(rest: &mut &[u8]) -> Value {
     let Some((kind, after)) = rest.split_first() else {

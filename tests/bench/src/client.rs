@@ -61,7 +61,8 @@ pub struct Load {
     pub count: u64,
     /// Or after so long.
     pub time: Duration,
-    /// At most so many a second, spread evenly; `None` asks again as soon as there is an answer.
+    /// So many a second, spread evenly, each counted from when it was to be sent: what a stall keeps back waits as well.
+    /// `None` asks again as soon as there is an answer.
     pub rate: Option<f64>,
 }
 
@@ -149,7 +150,9 @@ pub fn read(socket: &Path, requests: &Requests, load: Load) -> Result<Readings, 
         {
             let request = &requests.each[dice.below(requests.each.len())];
             let connection = &mut connections[nth];
-            connection.sent_at = Instant::now();
+            connection.sent_at = load.rate.map_or_else(Instant::now, |rate| {
+                began + Duration::from_secs_f64(sent as f64 / rate)
+            });
             connection.stream.write_all(request)?;
             sent += 1;
         }
@@ -159,10 +162,11 @@ pub fn read(socket: &Path, requests: &Requests, load: Load) -> Result<Readings, 
         if now > load.time + PATIENCE {
             return Err("an answer did not come in time".into());
         }
-        let wait = if load.rate.is_some() {
-            Duration::from_micros(500)
-        } else {
-            PATIENCE
+        let wait = match load.rate {
+            Some(rate) if !over && !idle.is_empty() => {
+                Duration::from_secs_f64(sent as f64 / rate).saturating_sub(began.elapsed())
+            }
+            _ => PATIENCE,
         };
         wait_for_events(&epoll, &mut events, wait)?;
         for event in &events {

@@ -6,13 +6,14 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::owned::{Owned, SITE};
 use crate::process::Cost;
 use crate::{Error, Lab};
 
-/// No start, and no stop, takes longer.
+/// No start, and no answer, takes longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A directory with a configuration, a key and a state directory. Removed when dropped.
@@ -48,9 +49,7 @@ impl Setup {
 impl Site {
     /// Makes the directories below `lab.directory`.
     pub fn new(lab: &Lab, name: &str) -> Result<Site, Error> {
-        let dir = lab
-            .directory
-            .join(format!("run-{}-{name}", std::process::id()));
+        let dir = lab.directory.join(format!("{SITE}{name}"));
         let _ = std::fs::remove_dir_all(&dir);
         let mut builder = std::fs::DirBuilder::new();
         builder.mode(0o700).recursive(true);
@@ -158,9 +157,8 @@ impl Site {
             command.env("TOKIO_WORKER_THREADS", threads.to_string());
         }
         let began = Instant::now();
-        let child = command.spawn()?;
         let mut daemon = Daemon {
-            child: Owned(child),
+            child: Owned::spawn(&mut command)?,
             ready_after: Duration::ZERO,
         };
         wait_ready(&told, &mut daemon.child.0)
@@ -197,34 +195,6 @@ fn wait_ready(told: &UnixDatagram, child: &mut Child) -> Result<(), Error> {
         }
     }
     Err("freshd was not ready in time".into())
-}
-
-/// A process that ends with this value.
-pub struct Owned(pub Child);
-
-impl Owned {
-    /// SIGTERM, and waits for its end.
-    pub fn terminate(&mut self) -> Result<ExitStatus, Error> {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(status);
-            }
-            if Instant::now() > until {
-                return Err("a process did not end in time".into());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// A running freshd.

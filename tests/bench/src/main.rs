@@ -5,6 +5,7 @@
 
 mod client;
 mod daemon;
+mod owned;
 mod plot;
 mod process;
 mod provider;
@@ -79,7 +80,7 @@ fn main() -> ExitCode {
 /// Runs the rows that were asked for; false if one of them failed.
 fn run(arguments: &[String]) -> Result<bool, Error> {
     let (lab, wanted) = arguments_of(arguments)?;
-    std::fs::create_dir_all(&lab.directory)?;
+    let _turn = owned::take(&lab.directory)?;
     raise_file_limit()?;
     let (mut lines, mut left_out, mut good) = (Vec::<Line>::new(), Vec::new(), true);
     report::print_head();
@@ -87,8 +88,12 @@ fn run(arguments: &[String]) -> Result<bool, Error> {
         if !wanted.is_empty() && !wanted.iter().any(|name| name == row) {
             continue;
         }
-        match measure(&lab) {
-            Ok(measured) => {
+        match measure(&lab).and_then(finite) {
+            Ok(mut measured) => {
+                // With few grants, and without optimization, nothing is a verdict.
+                if lab.small {
+                    measured.iter_mut().for_each(|line| line.reached = None);
+                }
                 measured.iter().for_each(report::print);
                 lines.extend(measured);
             }
@@ -107,6 +112,18 @@ fn run(arguments: &[String]) -> Result<bool, Error> {
     Ok(good)
 }
 
+/// What was divided by nothing was not measured.
+fn finite(lines: Vec<Line>) -> Result<Vec<Line>, Error> {
+    let details = |line: &Line| line.details.values().all(|value| value.is_finite());
+    match lines
+        .iter()
+        .find(|line| !line.freshd.is_finite() || !details(line))
+    {
+        Some(line) => Err(format!("{}: nothing was measured", line.what).into()),
+        None => Ok(lines),
+    }
+}
+
 /// What a short run measured does not replace what took an hour.
 fn file_name(lab: &Lab, wanted: &[String]) -> String {
     let which = wanted.iter().map(|row| format!("-{row}"));
@@ -122,6 +139,7 @@ fn arguments_of(arguments: &[String]) -> Result<(Lab, Vec<String>), Error> {
             "--binaries" => binaries = arguments.next(),
             "--directory" => directory = arguments.next(),
             "--small" => small = true,
+            "--help" | "-h" => return Err(names().into()),
             row if rows::ALL.iter().any(|(name, _)| *name == row) => rows.push(row.to_owned()),
             other => return Err(format!("there is no row {other:?}: {}", names()).into()),
         }

@@ -1,15 +1,15 @@
 //! What a process costs, from `/proc`.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::process::Child;
 use std::time::Duration;
 
-/// Processor time, wake-ups and memory of one process so far.
+/// Processor time and memory of one process so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
-    /// Processor time of all its threads, those that have ended excluded.
+    /// Processor time of all its threads, those that have ended included.
     pub cpu: Duration,
-    /// How often a thread of it slept and was woken.
-    pub wakeups: u64,
     /// Resident bytes now.
     pub resident: u64,
 }
@@ -17,51 +17,60 @@ pub struct Cost {
 impl Cost {
     /// Reads what `child` has cost.
     pub fn of(child: &Child) -> Cost {
-        Cost::of_pid(&child.id().to_string())
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        Cost::of_pid(&child.id().to_string(), nix::time::clock_getcpuclockid(pid))
     }
 
     /// Reads what this process has cost.
     pub fn of_ourselves() -> Cost {
-        Cost::of_pid("self")
+        Cost::of_pid("self", Ok(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID))
     }
 
     /// Reads what this very thread has cost.
     pub fn of_this_thread() -> Duration {
-        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-        on_cpu(&stat)
+        on_cpu(Ok(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID))
     }
 
-    fn of_pid(pid: &str) -> Cost {
-        let mut cost = Cost::default();
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
-        for task in tasks.into_iter().flatten().flatten() {
-            let read = |file: &str| std::fs::read_to_string(task.path().join(file));
-            cost.cpu += on_cpu(&read("schedstat").unwrap_or_default());
-            let status = read("status").unwrap_or_default();
-            cost.wakeups += field(&status, "voluntary_ctxt_switches:");
-        }
+    fn of_pid(pid: &str, clock: nix::Result<nix::time::ClockId>) -> Cost {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        cost.resident = field(&status, "VmRSS:") * 1024;
-        cost
+        Cost {
+            cpu: on_cpu(clock),
+            resident: field(&status, "VmRSS:") * 1024,
+        }
     }
 
     /// Returns what was used since `before`; memory is as now.
     pub fn since(self, before: Cost) -> Cost {
         Cost {
             cpu: self.cpu.saturating_sub(before.cpu),
-            wakeups: self.wakeups.saturating_sub(before.wakeups),
             resident: self.resident,
         }
     }
 }
 
-/// The first number of `schedstat`: nanoseconds on a processor, which `stat` counts in hundredths of a second only.
-fn on_cpu(schedstat: &str) -> Duration {
-    let nanos = schedstat
-        .split(' ')
-        .next()
-        .and_then(|text| text.parse().ok());
-    Duration::from_nanos(nanos.unwrap_or(0))
+/// In nanoseconds, where `/proc` has hundredths of a second.
+fn on_cpu(clock: nix::Result<nix::time::ClockId>) -> Duration {
+    let time = clock.and_then(nix::time::ClockId::now);
+    time.map_or(Duration::ZERO, Duration::from)
+}
+
+/// How often the threads of a process slept and were woken. A thread that ends takes its count with it, so they are
+/// looked at again and again.
+#[derive(Debug, Default)]
+pub struct Wakeups(HashMap<OsString, u64>);
+
+impl Wakeups {
+    /// Returns how many there were up to now, the threads' that ended since the last look excluded.
+    pub fn look(&mut self, child: &Child) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id()));
+        for task in tasks.into_iter().flatten().flatten() {
+            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let count = field(&status, "voluntary_ctxt_switches:");
+            let known = self.0.entry(task.file_name()).or_default();
+            *known = count.max(*known);
+        }
+        self.0.values().sum()
+    }
 }
 
 fn field(status: &str, name: &str) -> u64 {

@@ -44,6 +44,8 @@ impl Provider {
     pub fn start(latency: Duration) -> Result<Provider, Error> {
         let listener = std::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         listener.set_nonblocking(true)?;
+        // The standard library's 128 are fewer than come at once, and who finds no room tries again a second later.
+        rustix::net::listen(&listener, 4096)?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
             latency: AtomicU64::new(latency.as_micros() as u64),

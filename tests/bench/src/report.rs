@@ -46,6 +46,10 @@ pub struct Line {
     pub yardstick: Option<f64>,
     /// freshd by yardstick: the median of the rounds' ratios.
     pub ratio: Option<f64>,
+    /// freshd less yardstick, where that is what counts: the median of the rounds' differences.
+    pub difference: Option<f64>,
+    /// freshd and yardstick in each round.
+    pub rounds: Vec<(f64, f64)>,
     pub aim: Option<Aim>,
     pub reached: Option<bool>,
     /// The load average when it was measured.
@@ -68,6 +72,8 @@ impl Line {
             freshd,
             yardstick: None,
             ratio: None,
+            difference: None,
+            rounds: Vec::new(),
             aim: None,
             reached: None,
             load: process::load(),
@@ -92,13 +98,28 @@ impl Line {
         );
         line.yardstick = Some(median(rounds.iter().map(|r| r.1).collect()));
         line.ratio = Some(ratio);
+        line.rounds = rounds.to_vec();
         line
     }
 
-    /// The aim is one for the ratio where there is one, and else for the figure.
+    /// The same where the difference counts, and not the ratio.
+    pub fn of_differences(
+        row: &'static str,
+        what: impl Into<String>,
+        unit: &'static str,
+        rounds: &[(f64, f64)],
+    ) -> Line {
+        let mut line = Line::of_rounds(row, what, unit, rounds);
+        line.ratio = None;
+        line.difference = Some(median(rounds.iter().map(|r| r.0 - r.1).collect()));
+        line
+    }
+
+    /// The aim is one for the ratio or the difference where there is one, and else for the figure.
     pub fn aim(mut self, aim: Aim) -> Line {
+        let figure = self.ratio.or(self.difference).unwrap_or(self.freshd);
         self.aim = Some(aim);
-        self.reached = Some(aim.is_reached(self.ratio.unwrap_or(self.freshd)));
+        self.reached = Some(aim.is_reached(figure));
         self
     }
 
@@ -117,6 +138,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 #[derive(Serialize)]
 struct Results<'a> {
     at_unix: i64,
+    /// What `git describe` says of the source.
+    source: String,
     small: bool,
     optimized: bool,
     cpu: String,
@@ -144,6 +167,7 @@ pub fn write(
     let kib = value(&memory, "MemTotal").split(' ').next().map(str::parse);
     let results = Results {
         at_unix: crate::stock::now_ms() / 1000,
+        source: std::env::var("FRESHD_BENCH_SOURCE").unwrap_or_default(),
         small,
         optimized: !cfg!(debug_assertions),
         cpu: value(&cpus, "model name"),
@@ -153,13 +177,17 @@ pub fn write(
         lines,
         left_out,
     };
-    std::fs::write(file, serde_json::to_string_pretty(&results)? + "\n")?;
+    // All of it or nothing: the file that is there may have taken an hour.
+    let new = file.with_extension("new");
+    std::fs::write(&new, serde_json::to_string_pretty(&results)? + "\n")?;
+    std::fs::rename(&new, file)?;
     Ok(())
 }
 
 /// Prints one line of the table.
 pub fn print(line: &Line) {
     let optional = |value: Option<f64>| value.map_or("-".to_owned(), short);
+    let difference = line.difference.map(|more| format!("{more:+.1}"));
     let reached = match line.reached {
         None => "",
         Some(true) => "reached",
@@ -172,7 +200,7 @@ pub fn print(line: &Line) {
         short(line.freshd),
         optional(line.yardstick),
         line.unit,
-        optional(line.ratio),
+        difference.unwrap_or_else(|| optional(line.ratio)),
         line.aim.map_or(String::new(), |aim| aim.to_string()),
         reached,
         line.load,
@@ -186,7 +214,13 @@ pub fn print(line: &Line) {
 pub fn print_head() {
     println!(
         "{:>5}  {:<58} {:>9} {:>9} {:<10} {:>7}  {:<9}",
-        "row", "what", "freshd", "yardstick", "unit", "ratio", "aim"
+        "row",
+        "what",
+        "freshd",
+        "yardstick",
+        "unit",
+        "ratio",
+        "aim (of the ratio or difference, if there is one)"
     );
 }
 

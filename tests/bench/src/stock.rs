@@ -7,11 +7,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use freshd::refresh::grant::{GrantKey, Standing};
 use freshd::refresh::time::UnixTime;
 use freshd::refresh::token::{AccessToken, RefreshToken, TokenSet};
-use freshd::store::{Import, Imported, Kek, Options, ProviderState, Store};
+use freshd::store::{Import, Imported, Kek, Options, ProviderState, SCHEMA_VERSION, Store};
 use futures_util::future::join_all;
 use rusqlite::Connection;
 
 use crate::daemon::Site;
+use crate::owned::remove;
 use crate::{Error, Lab};
 
 /// The length of every access token.
@@ -110,12 +111,13 @@ pub fn put(lab: &Lab, site: &Site, grants: u64) -> Result<(), Error> {
 
 /// Returns the directory of a filled store, which is made if it is not there yet.
 fn filled(lab: &Lab, grants: u64) -> Result<PathBuf, Error> {
-    // Another schema, or other tokens, is another stock.
-    let stock = lab.directory.join(format!("stock-{grants}-v7"));
+    let of_size = format!("stock-{grants}-");
+    // With another schema, or other tokens (the letter), it is another one.
+    let stock = lab.directory.join(format!("{of_size}{SCHEMA_VERSION}a"));
     if stock.join("done").exists() {
         return Ok(stock);
     }
-    let _ = std::fs::remove_dir_all(&stock);
+    remove(&lab.directory, &of_size);
     std::fs::create_dir_all(&stock)?;
     let began = Instant::now();
     eprintln!("  filling a store with {grants} grants ...");

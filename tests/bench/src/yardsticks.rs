@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 
-use crate::daemon::Owned;
+use crate::owned::Owned;
 use crate::process::Cost;
 use crate::{Error, Missing, rows, stock};
 
@@ -17,7 +17,7 @@ pub fn main(arguments: &[String]) -> Result<(), Error> {
     match arguments {
         [name, socket] if name == "line-server" => line_server(Path::new(socket)),
         [name, socket] if name == "constant-server" => constant_server(Path::new(socket)),
-        [name, count] if name == "calendar" => rows::lateness::calendar_main(count.parse()?),
+        [name, numbers @ ..] if name == "calendar" => rows::calendar::main(numbers),
         _ => Err("there is no such yardstick".into()),
     }
 }
@@ -132,11 +132,8 @@ impl Server {
     }
 
     fn listening(mut command: Command, socket: PathBuf) -> Result<Server, Error> {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let mut child = Owned(command.spawn()?);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = Owned::spawn(&mut command)?;
         let until = Instant::now() + Duration::from_secs(20);
         while UnixStream::connect(&socket).is_err() {
             if let Some(status) = child.0.try_wait()? {

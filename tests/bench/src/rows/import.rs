@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 use freshd::store::{Kek, Options, Store};
 
 use crate::daemon::{Setup, Site};
+use crate::owned::Owned;
 use crate::provider::Provider;
 use crate::report::{Aim, Line};
 use crate::stock::{self, MAIN, OTHER};
 use crate::yardsticks::raw_inserts;
 use crate::{Error, Lab};
+
+/// No import takes longer.
+const PATIENCE: Duration = Duration::from_secs(1_800);
 
 /// Row 13. One round: it takes minutes.
 pub fn jsonl(lab: &Lab) -> Result<Vec<Line>, Error> {
@@ -28,15 +32,16 @@ pub fn jsonl(lab: &Lab) -> Result<Vec<Line>, Error> {
     let freshd = site.start(lab, &setup)?;
     let before = freshd.cost();
     let began = Instant::now();
-    let status = Command::new(lab.binaries.join("freshctl"))
+    let mut command = Command::new(lab.binaries.join("freshctl"));
+    command
         .arg("--config")
         .arg(site.config())
         .args(["import", "--jsonl"])
         .arg(&file)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()?;
+        .stderr(Stdio::null());
+    let status = Owned::spawn(&mut command)?.wait(PATIENCE)?;
     let seconds = began.elapsed().as_secs_f64();
     let cpu = freshd.cost().since(before).cpu;
     freshd.stop()?;

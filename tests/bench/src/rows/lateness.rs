@@ -1,10 +1,10 @@
-//! Rows 9, 10 and 14: how late a refresh is.
+//! Rows 9 and 10: how late a refresh is.
 
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::time::Duration;
 
 use super::reads::spread;
-use super::refreshes::{PATIENCE, wait_for};
+use super::refreshes::{out_of_order, take_one_each, wait_for};
 use crate::client::{Load, Requests, read};
 use crate::daemon::{Setup, Site};
 use crate::provider::{Hit, Provider};
@@ -13,22 +13,24 @@ use crate::stock::{self, Due, MAIN, OTHER};
 use crate::{Error, Lab};
 
 /// From the writing of due times to the first of them: freshd starts meanwhile.
-const AHEAD_MS: i64 = 4_000;
+pub const AHEAD_MS: i64 = 4_000;
+
+/// What a reader wants a token to live at least, where it says nothing.
+const MIN_TTL_MS: i64 = 10_000;
 
 /// Milliseconds from due time to request, in ascending order.
-struct Lateness(Vec<f64>);
+pub struct Lateness(Vec<f64>);
 
 impl Lateness {
-    fn of(hits: &[Hit], dues: &[Due]) -> Lateness {
-        let due_at: std::collections::HashMap<u64, i64> =
-            dues.iter().map(|due| (due.nth, due.due_at)).collect();
+    pub fn of(hits: &[Hit], dues: &[Due]) -> Lateness {
+        let due_at: HashMap<u64, i64> = dues.iter().map(|due| (due.nth, due.due_at)).collect();
         let late = |hit: &Hit| Some(hit.at - *due_at.get(&hit.nth)? as f64);
         let mut all: Vec<f64> = hits.iter().filter_map(late).collect();
         all.sort_unstable_by(f64::total_cmp);
         Lateness(all)
     }
 
-    fn per_mille(&self, per_mille: usize) -> f64 {
+    pub fn per_mille(&self, per_mille: usize) -> f64 {
         let last = self.0.len().saturating_sub(1);
         let at = (self.0.len() * per_mille / 1000).min(last);
         self.0.get(at).copied().unwrap_or(f64::NAN)
@@ -36,7 +38,7 @@ impl Lateness {
 }
 
 /// So many grants of one provider whose tokens live, spread over the table.
-fn of_provider(lab: &Lab, name: &str, count: u64) -> Vec<u64> {
+pub fn of_provider(lab: &Lab, name: &str, count: u64) -> Vec<u64> {
     if name == OTHER {
         let fifties = lab.grants() * 9 / 10 / 50;
         return (0..count)
@@ -67,8 +69,8 @@ pub fn steady(lab: &Lab) -> Result<Vec<Line>, Error> {
         .map(|(nth, place)| Due {
             nth,
             due_at: from + (f64::from(place) * each_ms) as i64,
-            // An hourly token is due five minutes before its end.
-            expires_at: from + (f64::from(place) * each_ms) as i64 + 300_000,
+            // Not five minutes, as an hourly token has: who reads one that is not refreshed soon gets too little.
+            expires_at: from + (f64::from(place) * each_ms) as i64 + MIN_TTL_MS + 3_000,
         })
         .collect();
     stock::put_due(&site, &dues)?;
@@ -86,7 +88,8 @@ pub fn steady(lab: &Lab) -> Result<Vec<Line>, Error> {
     wait_for(&server, dues.len())?;
     let cost = freshd.cost().since(before);
     freshd.stop()?;
-    let late = Lateness::of(&server.take_hits(), &dues);
+    let hits = take_one_each(&server, dues.iter().map(|due| due.nth))?;
+    let late = Lateness::of(&hits, &dues);
     let what = "278 a second due, 2000 reads/s, server 150 ms: ";
     Ok(vec![
         Line::new("9", format!("{what}late, p50"), "ms", late.per_mille(500))
@@ -116,40 +119,47 @@ fn until(at_ms: i64) -> Duration {
 
 /// Row 10: a burst at a provider with a limit, beside another provider.
 pub fn burst(lab: &Lab) -> Result<Vec<Line>, Error> {
-    let quiet = burst_of(lab, 0)?;
-    let loud = burst_of(lab, lab.of(20_000, 300))?;
-    let mut beside = Line::new("10", "the other provider's lateness, p99", "ms", loud.other)
-        .detail("median", loud.other_median);
-    beside.yardstick = Some(quiet.other);
-    beside.ratio = Some(loud.other / quiet.other);
+    let (mut loud, mut lateness) = (Vec::new(), Vec::new());
+    for _ in 0..lab.of(3, 1) {
+        let quiet = burst_of(lab, 0)?;
+        let burst = burst_of(lab, lab.of(20_000, 300))?;
+        lateness.push((burst.other, quiet.other));
+        loud.push(burst);
+    }
+    // The middle one, and the worst one where one is too many.
+    let line = |what: &str, of: fn(&Burst) -> f64| {
+        Line::new("10", what, "", median(loud.iter().map(of).collect()))
+    };
+    let worst = |what: &str, of: fn(&Burst) -> f64| {
+        Line::new("10", what, "", loud.iter().map(of).fold(0.0, f64::max))
+    };
     Ok(vec![
-        Line::new("10", "share of the limit used", "", loud.used).aim(Aim::AtLeast(0.95)),
-        Line::new(
-            "10",
-            "requests out of DESIGN.md's order",
-            "",
-            loud.out_of_order,
-        )
-        .aim(Aim::AtMost(0.0)),
-        Line::new(
-            "10",
-            "grants that expired and could be saved",
-            "",
-            loud.lost,
-        )
-        .aim(Aim::AtMost(0.0)),
-        beside.aim(Aim::AtMost(1.5)),
+        line("share of the limit used", |burst| burst.used).aim(Aim::AtLeast(0.95)),
+        worst("requests in any one second, of the limit", |burst| {
+            burst.most
+        })
+        .aim(Aim::AtMost(1.05)),
+        worst("requests out of order", |burst| burst.out_of_order).aim(Aim::AtMost(0.0)),
+        worst("grants that expired and could be saved", |burst| burst.lost).aim(Aim::AtMost(0.0)),
+        Line::of_rounds("10", "the other provider's lateness, p99", "ms", &lateness)
+            .aim(Aim::AtMost(1.5)),
     ])
 }
 
 #[derive(Default)]
 struct Burst {
+    /// The rate from the due time on, by the limit.
     used: f64,
+    /// The most requests in a second, by the limit.
+    most: f64,
     out_of_order: f64,
     lost: f64,
+    /// The other provider's lateness in milliseconds: 99 of 100 stayed under it.
     other: f64,
-    other_median: f64,
 }
+
+/// Requests at once at a provider that is not configured otherwise.
+const IN_FLIGHT_DEFAULT: usize = 32;
 
 /// Requests a second that the limited provider takes.
 const LIMIT: f64 = 500.0;
@@ -193,156 +203,42 @@ fn burst_of(lab: &Lab, count: u64) -> Result<Burst, Error> {
     wait_for(&other_server, others.len())?;
     wait_for(&server, dues.len())?;
     freshd.stop()?;
-    let late = Lateness::of(&other_server.take_hits(), &others);
-    let mut burst = Burst {
-        other: late.per_mille(990),
-        other_median: late.per_mille(500),
-        ..Burst::default()
-    };
-    let hits = server.take_hits();
-    if let (Some(first), Some(last)) = (hits.first(), hits.last()) {
-        let ends: std::collections::HashMap<u64, i64> =
-            dues.iter().map(|due| (due.nth, due.expires_at)).collect();
-        let end = |hit: &&Hit| ends[&hit.nth];
-        let rate = (hits.len() - 1) as f64 * 1000.0 / (last.at - first.at);
-        burst.used = rate / LIMIT;
-        let savable = hits.iter().filter(|hit| end(hit) > from + 1000);
-        burst.lost = savable.filter(|hit| (end(hit) as f64) < hit.at).count() as f64;
-        // Those that were in flight together may come in any order.
-        let early = hits[..living as usize]
-            .iter()
-            .filter(|hit| end(hit) <= from);
-        burst.out_of_order = early.count().saturating_sub(32) as f64;
-    }
+    let other_hits = take_one_each(&other_server, others.iter().map(|due| due.nth))?;
+    let hits = take_one_each(&server, dues.iter().map(|due| due.nth))?;
+    let mut burst = burst_seen(&hits, &dues, from);
+    burst.other = Lateness::of(&other_hits, &others).per_mille(990);
     Ok(burst)
 }
 
-/// Row 14: the same burst without a limit, and as one job per grant in tokio-cron-scheduler.
-pub fn beside_a_calendar(lab: &Lab) -> Result<Vec<Line>, Error> {
-    let count = lab.of(10_000, 200);
-    let site = Site::new(lab, "14")?;
-    stock::put(lab, &site, lab.grants())?;
-    let server = Provider::start(Duration::ZERO)?;
-    let more = "max-in-flight = 256";
-    let setup = Setup::default()
-        .with(MAIN, server.port, more)
-        .with(OTHER, server.port, more);
-    let from = stock::now_ms() + lab.of(8_000, AHEAD_MS as u64) as i64;
-    let dues: Vec<Due> = of_provider(lab, MAIN, count)
-        .into_iter()
-        .zip(0..)
-        .map(|(nth, place)| Due {
-            nth,
-            due_at: from + place % 1000,
-            expires_at: from + 300_000,
-        })
-        .collect();
-    stock::put_due(&site, &dues)?;
-    let freshd = site.start(lab, &setup)?;
-    let idle = freshd.cost().resident;
-    let came = server.wait_for(dues.len(), PATIENCE);
-    let resident = freshd.cost().resident;
-    freshd.stop()?;
-    let hits = server.take_hits();
-    let lost = dues.len() - hits.len();
-    let late = Lateness::of(&hits, &dues);
-    let calendar = calendar(count)?;
-    let line = |what: &str, unit, ours: f64, theirs: f64| {
-        let mut line = Line::new(
-            "14",
-            format!("{count} due in one second: {what}"),
-            unit,
-            ours,
-        );
-        line.yardstick = Some(theirs);
-        line
+fn burst_seen(hits: &[Hit], dues: &[Due], from: i64) -> Burst {
+    let Some(last) = hits.last() else {
+        return Burst::default();
     };
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    if !came {
-        return Err("freshd lost grants".into());
-    }
-    Ok(vec![
-        line("lost", "", lost as f64, calendar.lost),
-        line("late, median", "ms", late.per_mille(500), calendar.median),
-        line("late, at most", "ms", late.per_mille(1000), calendar.most),
-        line(
-            "memory more",
-            "MiB",
-            mib(resident.saturating_sub(idle)),
-            calendar.mib,
-        ),
-    ])
-}
-
-/// What became of the jobs.
-struct Calendar {
-    lost: f64,
-    median: f64,
-    most: f64,
-    mib: f64,
-}
-
-/// Runs the jobs in a process of their own.
-fn calendar(count: u64) -> Result<Calendar, Error> {
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--yardstick", "calendar", &count.to_string()])
-        .stdin(Stdio::null())
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let numbers: Vec<f64> = text
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    match numbers[..] {
-        [lost, median, most, mib] => Ok(Calendar {
-            lost,
-            median,
-            most,
-            mib,
-        }),
-        _ => Err(format!("the calendar said {text:?}").into()),
-    }
-}
-
-/// The process of [`calendar`]: one job for each grant, all due in the same second.
-pub fn calendar_main(count: u64) -> Result<(), Error> {
-    use std::sync::{Arc, Mutex};
-    use tokio_cron_scheduler::{Job, JobScheduler};
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let ran: Arc<Mutex<Vec<f64>>> = Arc::default();
-    let before = crate::process::Cost::of_ourselves().resident;
-    runtime.block_on(async {
-        let calendar = JobScheduler::new().await?;
-        // Adding takes microseconds for each; the due time is well after that.
-        let ahead = Duration::from_secs(2) + Duration::from_micros(200) * count as u32;
-        let due = Instant::now() + ahead;
-        for nth in 0..count {
-            let ran = Arc::clone(&ran);
-            let after = due.saturating_duration_since(Instant::now());
-            let due = due + Duration::from_millis(nth % 1000);
-            let job = Job::new_one_shot(after + Duration::from_millis(nth % 1000), move |_, _| {
-                let late = Instant::now().saturating_duration_since(due);
-                if let Ok(mut ran) = ran.lock() {
-                    ran.push(late.as_secs_f64() * 1000.0);
-                }
-            })?;
-            calendar.add(job).await?;
+    let ends: HashMap<u64, i64> = dues.iter().map(|due| (due.nth, due.expires_at)).collect();
+    let end = |hit: &Hit| ends[&hit.nth];
+    let seconds = (last.at - from as f64) / 1000.0;
+    // How many came in the second up to each of them.
+    let mut first = 0;
+    let in_second = hits.iter().enumerate().map(|(nth, hit)| {
+        while hits[first].at <= hit.at - 1000.0 {
+            first += 1;
         }
-        calendar.start().await?;
-        let over = due + Duration::from_secs(15);
-        tokio::time::sleep(over.saturating_duration_since(Instant::now())).await;
-        Ok::<_, Error>(())
-    })?;
-    let after = crate::process::Cost::of_ourselves().resident;
-    let ran = ran.lock().map(|ran| ran.clone()).unwrap_or_default();
-    let most = ran.iter().copied().fold(0.0, f64::max);
-    let mib = after.saturating_sub(before) as f64 / f64::from(1 << 20);
-    println!(
-        "{} {} {most} {mib}",
-        count as usize - ran.len(),
-        median(ran)
-    );
-    Ok(())
+        nth + 1 - first
+    });
+    let most = in_second.max().unwrap_or(0);
+    let lost = |hit: &&Hit| end(hit) > from && (end(hit) as f64) < hit.at;
+    // In the first second they become due one after the other.
+    let all_due = hits.partition_point(|hit| hit.at < from as f64 + 1000.0);
+    // First what lives, by its end; then what has ended, in any order.
+    let place = |hit: &Hit| match end(hit) <= from {
+        true => (1, 0),
+        false => (0, end(hit)),
+    };
+    Burst {
+        used: hits.len() as f64 / seconds / LIMIT,
+        most: most as f64 / LIMIT,
+        out_of_order: out_of_order(&hits[all_due..], IN_FLIGHT_DEFAULT, place) as f64,
+        lost: hits.iter().filter(lost).count() as f64,
+        other: 0.0,
+    }
 }

@@ -1,11 +1,12 @@
 //! The rows of the table.
 
+pub mod calendar;
 mod growth;
 mod herd;
 mod idle;
 mod import;
 mod instructions;
-pub mod lateness;
+mod lateness;
 mod micro;
 mod reads;
 mod refreshes;
@@ -27,7 +28,7 @@ pub const ALL: &[(&str, Measure)] = &[
     ("11", herd::one_request),
     ("9", lateness::steady),
     ("10", lateness::burst),
-    ("14", lateness::beside_a_calendar),
+    ("14", calendar::beside_freshd),
     ("4", instructions::per_read),
     ("13", import::jsonl),
     ("12", growth::sizes),

@@ -18,7 +18,7 @@ pub const SITE: &str = "run-";
 /// No stop takes longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a signal has to end. Whoever ends a process otherwise takes it out first, since its number may be another's then.
+/// What a signal has to end.
 static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 fn running() -> MutexGuard<'static, Vec<Pid>> {
@@ -42,11 +42,22 @@ impl Owned {
         self.wait(PATIENCE)
     }
 
+    fn reap(&mut self) -> Result<Option<ExitStatus>, Error> {
+        let mut running = running();
+        let status = self.0.try_wait()?;
+        // Its number may be another's from then on.
+        if status.is_some() {
+            let pid = Pid::from_child(&self.0);
+            running.retain(|running| *running != pid);
+        }
+        Ok(status)
+    }
+
     /// Waits until it ends by itself.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus, Error> {
         let until = Instant::now() + patience;
         loop {
-            if let Some(status) = self.0.try_wait()? {
+            if let Some(status) = self.reap()? {
                 return Ok(status);
             }
             if Instant::now() > until {

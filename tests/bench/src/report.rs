@@ -102,17 +102,11 @@ impl Line {
         line
     }
 
-    /// The same where the difference counts, and not the ratio.
-    pub fn of_differences(
-        row: &'static str,
-        what: impl Into<String>,
-        unit: &'static str,
-        rounds: &[(f64, f64)],
-    ) -> Line {
-        let mut line = Line::of_rounds(row, what, unit, rounds);
-        line.ratio = None;
-        line.difference = Some(median(rounds.iter().map(|r| r.0 - r.1).collect()));
-        line
+    /// The difference of the rounds is what counts, and not the ratio.
+    pub fn by_difference(mut self) -> Line {
+        self.ratio = None;
+        self.difference = Some(median(self.rounds.iter().map(|r| r.0 - r.1).collect()));
+        self
     }
 
     /// The aim is one for the ratio or the difference where there is one, and else for the figure.
@@ -133,6 +127,11 @@ impl Line {
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The largest of them, and 0 of none.
+pub fn most(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().fold(0.0, f64::max)
 }
 
 #[derive(Serialize)]

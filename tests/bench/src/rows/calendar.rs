@@ -9,13 +9,13 @@ use freshd::refresh::token::RefreshToken;
 use tokio_cron_scheduler::{Job, JobScheduler};
 
 use super::lateness::{AHEAD_MS, Lateness, of_provider};
+use super::reads::with_stock;
 use super::refreshes::{client, take_one_each, wait_for};
-use crate::daemon::{Setup, Site};
 use crate::owned::Owned;
 use crate::process::Cost;
 use crate::provider::{Hit, Provider};
 use crate::report::Line;
-use crate::stock::{self, Due, MAIN, OTHER};
+use crate::stock::{self, Due, MAIN};
 use crate::{Error, Lab};
 
 /// What happened to grants that all were due in one second.
@@ -43,8 +43,8 @@ impl Outcome {
 /// fit into its channel of 200, and with a channel that all of them fit into.
 pub fn beside_freshd(lab: &Lab) -> Result<Vec<Line>, Error> {
     let count = lab.of(10_000, 200);
+    let ours = freshd(lab, count)?;
     let server = Provider::start(Duration::ZERO)?;
-    let ours = freshd(lab, &server, count)?;
     let usual = calendar(&server, count, 200)?;
     let roomy = calendar(&server, count, 2 * count)?;
     let line = |what: &str, unit, of: fn(&Outcome) -> f64| {
@@ -71,22 +71,17 @@ fn dues(nths: impl IntoIterator<Item = u64>, from: i64) -> Vec<Due> {
     nths.into_iter().zip(0..).map(due).collect()
 }
 
-fn freshd(lab: &Lab, server: &Provider, count: u64) -> Result<Outcome, Error> {
-    let site = Site::new(lab, "14")?;
-    stock::put(lab, &site, lab.grants())?;
-    let more = "max-in-flight = 256";
-    let setup = Setup::default()
-        .with(MAIN, server.port, more)
-        .with(OTHER, server.port, more);
+fn freshd(lab: &Lab, count: u64) -> Result<Outcome, Error> {
+    let (site, setup, server) = with_stock(lab, "14", lab.grants())?;
     let from = stock::now_ms() + lab.of(8_000, AHEAD_MS as u64) as i64;
     let dues = dues(of_provider(lab, MAIN, count), from);
     stock::put_due(&site, &dues)?;
     let freshd = site.start(lab, &setup)?;
     let idle = freshd.cost().resident;
-    wait_for(server, dues.len())?;
+    wait_for(&server, dues.len())?;
     let resident = freshd.cost().resident;
     freshd.stop()?;
-    let hits = take_one_each(server, dues.iter().map(|due| due.nth))?;
+    let hits = take_one_each(&server, dues.iter().map(|due| due.nth))?;
     Ok(Outcome::of(&hits, &dues, resident.saturating_sub(idle)))
 }
 

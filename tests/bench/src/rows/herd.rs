@@ -60,7 +60,7 @@ pub fn one_request(lab: &Lab) -> Result<Vec<Line>, Error> {
     }
     freshd.stop()?;
     let span = crate::report::median(spans);
-    let most = requests.iter().map(|pair| pair.0).fold(0.0, f64::max);
+    let most = crate::report::most(requests.iter().map(|pair| pair.0));
     Ok(vec![
         Line::of_rounds(
             "11",

@@ -6,7 +6,7 @@ use super::reads::{spread, warm_up, with_stock};
 use super::refreshes::{make_due, some};
 use crate::client::Requests;
 use crate::process::Wakeups;
-use crate::report::{Aim, Line, median};
+use crate::report::{Aim, Line, median, most};
 use crate::stock;
 use crate::{Error, Lab};
 
@@ -24,8 +24,12 @@ pub fn memory(lab: &Lab) -> Result<Vec<Line>, Error> {
         "resident at most, refreshing at full rate",
     );
     Ok(vec![
-        Line::of_differences("7", after_reads, "MiB", &idle).aim(Aim::AtMost(32.0)),
-        Line::of_differences("7", refreshing, "MiB", &busy).aim(Aim::AtMost(96.0)),
+        Line::of_rounds("7", after_reads, "MiB", &idle)
+            .by_difference()
+            .aim(Aim::AtMost(32.0)),
+        Line::of_rounds("7", refreshing, "MiB", &busy)
+            .by_difference()
+            .aim(Aim::AtMost(96.0)),
     ])
 }
 
@@ -72,9 +76,8 @@ pub fn nothing_due(lab: &Lab) -> Result<Vec<Line>, Error> {
         wakeups.push((now - woken) as f64 / seconds as f64);
     }
     freshd.stop()?;
-    let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
     let line = |what: &str, unit, values: Vec<f64>, aim| {
-        let most = most(&values);
+        let most = most(values.iter().copied());
         Line::new("8", what, unit, median(values))
             .aim(Aim::AtMost(aim))
             .detail("most in a minute", most)

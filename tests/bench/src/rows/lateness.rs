@@ -8,7 +8,7 @@ use super::refreshes::{out_of_order, take_one_each, wait_for};
 use crate::client::{Load, Requests, read};
 use crate::daemon::{Setup, Site};
 use crate::provider::{Hit, Provider};
-use crate::report::{Aim, Line, median};
+use crate::report::{Aim, Line, median, most};
 use crate::stock::{self, Due, MAIN, OTHER};
 use crate::{Error, Lab};
 
@@ -130,9 +130,8 @@ pub fn burst(lab: &Lab) -> Result<Vec<Line>, Error> {
     let line = |what: &str, of: fn(&Burst) -> f64| {
         Line::new("10", what, "", median(loud.iter().map(of).collect()))
     };
-    let worst = |what: &str, of: fn(&Burst) -> f64| {
-        Line::new("10", what, "", loud.iter().map(of).fold(0.0, f64::max))
-    };
+    let worst =
+        |what: &str, of: fn(&Burst) -> f64| Line::new("10", what, "", most(loud.iter().map(of)));
     Ok(vec![
         line("share of the limit used", |burst| burst.used).aim(Aim::AtLeast(0.95)),
         worst("requests in any one second, of the limit", |burst| {
@@ -229,15 +228,11 @@ fn burst_seen(hits: &[Hit], dues: &[Due], from: i64) -> Burst {
     let lost = |hit: &&Hit| end(hit) > from && (end(hit) as f64) < hit.at;
     // In the first second they become due one after the other.
     let all_due = hits.partition_point(|hit| hit.at < from as f64 + 1000.0);
-    // First what lives, by its end; then what has ended, in any order.
-    let place = |hit: &Hit| match end(hit) <= from {
-        true => (1, 0),
-        false => (0, end(hit)),
-    };
+    let living_end = |hit: &Hit| Some(end(hit)).filter(|end| *end > from);
     Burst {
         used: hits.len() as f64 / seconds / LIMIT,
         most: most as f64 / LIMIT,
-        out_of_order: out_of_order(&hits[all_due..], IN_FLIGHT_DEFAULT, place) as f64,
+        out_of_order: out_of_order(&hits[all_due..], IN_FLIGHT_DEFAULT, living_end) as f64,
         lost: hits.iter().filter(lost).count() as f64,
         other: 0.0,
     }

@@ -90,10 +90,17 @@ pub fn take_one_each(
 }
 
 /// How many requests came more than `in_flight` places before or after their own: those that are in flight together may
-/// come in any order.
-pub fn out_of_order<K: Ord>(hits: &[Hit], in_flight: usize, place: impl Fn(&Hit) -> K) -> usize {
+/// come in any order. First goes what lives, by its `end`; then what has none any more, in any order.
+pub fn out_of_order<K: Ord>(
+    hits: &[Hit],
+    in_flight: usize,
+    end: impl Fn(&Hit) -> Option<K>,
+) -> usize {
     let mut order: Vec<usize> = (0..hits.len()).collect();
-    order.sort_by_key(|came| place(&hits[*came]));
+    order.sort_by_key(|came| {
+        let end = end(&hits[*came]);
+        (end.is_none(), end)
+    });
     let places = order.iter().enumerate();
     places
         .filter(|(own, came)| own.abs_diff(**came) > in_flight)
@@ -233,7 +240,9 @@ pub fn start(lab: &Lab) -> Result<Vec<Line>, Error> {
         ));
     }
     let apart = |what: &str, rounds: &[(f64, f64)]| {
-        Line::of_differences("6", what, "ms", rounds).aim(Aim::AtMost(100.0))
+        Line::of_rounds("6", what, "ms", rounds)
+            .by_difference()
+            .aim(Aim::AtMost(100.0))
     };
     let mut lines = vec![apart("start to READY, nothing due", &rounds)];
     let count = lab.of(100_000, 400);
@@ -261,12 +270,9 @@ pub fn start(lab: &Lab) -> Result<Vec<Line>, Error> {
     let worked_off = [(rate(&hits), raw.per_second)];
     let what = format!("{count} overdue worked off");
     let line = Line::of_rounds("6", what.clone(), "1/s", &worked_off).aim(Aim::AtLeast(0.6));
-    // First what lives, by its end; then what has ended, in any order.
-    let place = |hit: &Hit| match stock::has_ended(hit.nth, lab.grants()) {
-        true => (1, 0),
-        false => (0, hit.nth),
-    };
-    let out_of_order = out_of_order(&hits, IN_FLIGHT, place) as f64;
+    // The stock's tokens end one after the other.
+    let end = |hit: &Hit| (!stock::has_ended(hit.nth, lab.grants())).then_some(hit.nth);
+    let out_of_order = out_of_order(&hits, IN_FLIGHT, end) as f64;
     lines.push(line);
     lines.push(
         Line::new("6", format!("{what}: out of order"), "", out_of_order).aim(Aim::AtMost(0.0)),
